@@ -1,0 +1,1 @@
+"""Cells, one a file: equations, gate order, initialisation, reference."""

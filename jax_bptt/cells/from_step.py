@@ -1,0 +1,82 @@
+"""A cell from the user's own step function."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.core.checks import require
+from jax_bptt.core.types import Cell, PyTree, identity
+
+
+def from_step(
+    step: Callable[..., PyTree],
+    *,
+    init: Callable[..., PyTree],
+    initial_state: Callable[..., PyTree],
+    input_shape: tuple[int, ...] | None = None,
+    input_spec: PyTree = None,
+    project: Callable[..., PyTree] | None = None,
+    readout: Callable[..., PyTree] | None = None,
+    prepare: Callable[..., PyTree] = identity,
+) -> Cell:
+    """Return a cell made of the user's own function.
+
+        s_t = step(weights, s_{t-1}, x_t)        y_t = s_t
+
+    Any function will do, over any pytrees. What the step does with x_t before it meets the state
+    can move to `project`, and what it does with s_t to `readout`: both then run batched over time.
+    Give a `GatedStep` for the faster reverse pass.
+
+    Args:
+      step: `(weights, state, drive) -> state`, for any batch shape the sequences will have.
+      init: `key -> params`.
+      initial_state: `(params, batch_shape) -> state`, float32 or wider.
+      input_shape: shape of one floating-point input without time and batch, `(I,)`.
+      input_spec: in place of input_shape, a pytree of `jax.ShapeDtypeStruct` for one input: for
+        integer tokens `jax.ShapeDtypeStruct((), jnp.int32)`.
+      project: `(weights, x) -> drive`; by default the drive is x itself.
+      readout: `(weights, state) -> y`; by default the output is the whole state.
+      prepare: `params -> weights`.
+
+    Returns:
+      A `Cell`.
+
+    Raises:
+      TypeError: an argument is no function, or not exactly one of input_shape and input_spec is
+        given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> leaky = jb.from_step(
+      ...     lambda w, s, x: w * s + x,
+      ...     init=lambda key: jnp.full(3, 0.9),
+      ...     initial_state=lambda w, batch_shape: jnp.zeros((*batch_shape, 3)),
+      ...     input_shape=(3,),
+      ... )
+      >>> jb.unroll(leaky, leaky.init(None), jnp.ones((4, 3)))[0].round(3)
+      Array([3.439, 3.439, 3.439], dtype=float32)
+    """
+    functions = dict(step=step, init=init, initial_state=initial_state, prepare=prepare)
+    functions |= {k: f for k, f in dict(project=project, readout=readout).items() if f is not None}
+    for name, function in functions.items():
+        require(
+            callable(function), f"from_step: {name} must be a function, got {function!r}", TypeError
+        )
+    require(
+        (input_shape is None) != (input_spec is None),
+        "from_step: give input_shape=(I,) for floating-point inputs, or else input_spec, a pytree "
+        "of jax.ShapeDtypeStruct",
+        TypeError,
+    )
+    if input_shape is not None:
+        input_spec = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
+    return Cell(
+        init=init,
+        initial_state=initial_state,
+        step=step,
+        project=project or (lambda weights, x: x),
+        readout=readout or (lambda weights, state: state),
+        input_spec=input_spec,
+        prepare=prepare,
+    )

@@ -1,0 +1,128 @@
+"""Cells around cells: integer tokens as inputs, products in half precision."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.core.checks import positive_size, require
+from jax_bptt.core.trees import accumulator_dtype, is_inexact
+from jax_bptt.core.types import Cell, GatedStep, PyTree
+
+
+class EmbeddingParams(NamedTuple):
+    """Parameters of a cell on tokens: `embedding` [V, I], and the inner `cell`'s own."""
+
+    embedding: Array
+    cell: PyTree
+
+
+def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
+    """Return `cell` on integer tokens: row k of an embedding matrix is the input for token k.
+
+        x_t = E[k_t]        k_t in 0..V-1
+
+    The lookup is part of `project`, so it runs batched over time and its gradient is one
+    scatter-add per block. As in all JAX indexing, an index out of range cannot raise under `jit`:
+    it is clamped. Initialisation: standard normal times 1 / sqrt(I), I the cell's input size.
+
+    Args:
+      cell: a cell whose inputs are vectors of floating-point features.
+      vocabulary_size: V, the number of distinct tokens.
+
+    Returns:
+      A `Cell` with `xs` integer of shape [T, *batch] and parameters `EmbeddingParams`.
+
+    Raises:
+      ValueError: the vocabulary size is not a positive integer, or the cell takes no vectors.
+      TypeError: `cell` is no cell.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> cell = jb.embedding(jb.lstm(input_size=8, hidden_size=5), vocabulary_size=30)
+      >>> jb.unroll(cell, cell.init(jax.random.key(0)), jnp.arange(12).reshape(6, 2))[1].shape
+      (6, 2, 5)
+    """
+    require(isinstance(cell, Cell), f"embedding: cell must be a Cell, got {cell!r}", TypeError)
+    positive_size("embedding", vocabulary_size=vocabulary_size)
+    spec = cell.input_spec
+    require(
+        isinstance(spec, jax.ShapeDtypeStruct) and len(spec.shape) == 1 and is_inexact(spec),
+        f"embedding: the cell must take vectors of features, but takes {spec}",
+    )
+
+    def init(key):
+        key_embedding, key_cell = jax.random.split(key)
+        params = cell.init(key_cell)
+        inexact = [p for p in jax.tree.leaves(params) if is_inexact(p)]
+        dtype = jnp.result_type(*inexact) if inexact else jnp.float32
+        shape = (vocabulary_size, *spec.shape)
+        table = jax.random.normal(key_embedding, shape, accumulator_dtype(dtype))
+        return EmbeddingParams((table / spec.shape[0] ** 0.5).astype(dtype), params)
+
+    return Cell(
+        init=init,
+        initial_state=lambda params, batch_shape: cell.initial_state(params.cell, batch_shape),
+        step=_on_inner(cell.step),
+        project=lambda weights, x: cell.project(weights.cell, weights.embedding[x]),
+        readout=lambda weights, state: cell.readout(weights.cell, state),
+        input_spec=jax.ShapeDtypeStruct((), jnp.int32),
+        prepare=lambda params: EmbeddingParams(params.embedding, cell.prepare(params.cell)),
+    )
+
+
+def _on_inner(step: Any) -> Any:
+    """Return `step` over the weights' `cell` field; a gated step stays one."""
+    if not isinstance(step, GatedStep):
+        return lambda weights, state, drive: step(weights.cell, state, drive)
+
+    def inner(fun):
+        return lambda weights, *args: fun(weights.cell, *args)
+
+    return step._replace(
+        mix=inner(step.mix),
+        pointwise=inner(step.pointwise),
+        pointwise_fwd=None if step.pointwise_fwd is None else inner(step.pointwise_fwd),
+    )
+
+
+def mixed_precision(cell: Cell, *, dtype: Any = jnp.bfloat16) -> Cell:
+    """Return `cell` with its weights cast to a narrower type once per sequence, in `prepare`.
+
+    The operands of every product are then of that type; sums, states, gate arithmetic and the
+    accumulated gradients stay in at least float32, and so do the parameters that an optimiser
+    sees. A product's gradient with respect to a weight is rounded to `dtype` once per block.
+
+    Args:
+      cell: any cell.
+      dtype: `jnp.bfloat16` or `jnp.float16`.
+
+    Returns:
+      A `Cell` with the same parameters.
+
+    Raises:
+      TypeError: `cell` is no cell, or the dtype no floating one.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> cell = jb.mixed_precision(jb.gru(input_size=3, hidden_size=5), dtype=jnp.bfloat16)
+      >>> params = cell.init(jax.random.key(0))
+      >>> params.w_s.dtype, jb.unroll(cell, params, jnp.ones((7, 3)))[1].dtype
+      (dtype('float32'), dtype('float32'))
+    """
+    name = "mixed_precision"
+    require(isinstance(cell, Cell), f"{name}: cell must be a Cell, got {cell!r}", TypeError)
+    require(
+        jnp.issubdtype(dtype, jnp.floating),
+        f"{name}: dtype must be a floating dtype such as jnp.bfloat16, got {dtype!r}",
+        TypeError,
+    )
+
+    def prepare(params):
+        return jax.tree.map(
+            lambda w: w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w,
+            cell.prepare(params),
+        )
+
+    return cell._replace(prepare=prepare)

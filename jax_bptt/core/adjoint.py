@@ -1,0 +1,210 @@
+r"""The explicit gradient of a stretch of time: linearise, scan backwards, accumulate.
+
+With `lambda_t = dL/ds_t`, `J_t = ds_t/ds_{t-1}`, `g_t` the direct dependence of the loss on s_t
+and `d+` a derivative at fixed s_{t-1},
+
+    lambda_{t-1} = J_t^T lambda_t + g_{t-1}         t = T..1            (the reverse scan)
+    dL/dW        = sum_t (d+ s_t / dW)^T lambda_t                       (the accumulation)
+
+Only the first line is sequential, and it is linear in lambda: what J_t is made of depends on the
+states alone, which the forward pass has kept. So the linearisation is computed for all steps at
+once before the scan, the scan emits nothing but the lambdas, and the accumulation is one product
+per weight matrix after it. Backpropagation through time is due to Werbos (1990), "Backpropagation
+through time: what it does and how to do it", Proceedings of the IEEE 78(10).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_bptt.core import trees
+from jax_bptt.core.types import Cell, GatedStep, PyTree
+
+
+class Linearization(NamedTuple):
+    """A step's derivative along a stretch of K states.
+
+    Attributes:
+      residuals: pytree with leading axis K, what `transpose` needs of each step.
+      transpose: `(residual, d_state) -> d_state_prev`, one step of the reverse scan.
+      accumulate: `(d_states) -> (d_weights, d_drives)`, batched over the stretch.
+    """
+
+    residuals: PyTree
+    transpose: Callable[..., PyTree]
+    accumulate: Callable[..., tuple[PyTree, PyTree]]
+
+
+def scan_states(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+    """Run the cell over `xs` [K, *batch, ...]; return s_K and s_1..s_K stacked.
+
+    The input products of all K steps are one product ahead of the scan.
+    """
+
+    def advance(state, drive):
+        state = cell.step(weights, state, drive)
+        return state, state
+
+    return lax.scan(advance, state, trees.over_time(cell.project)(weights, xs))
+
+
+def previous_states(state: PyTree, states: PyTree) -> PyTree:
+    """Return s_0..s_{K-1} from s_0 and s_1..s_K."""
+    return jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states)
+
+
+def linearize(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree) -> Linearization:
+    """Linearise the step about s_0..s_{K-1} `prevs`, under the drives of steps 1..K."""
+    if isinstance(cell.step, GatedStep):
+        return _linearize_gated(cell.step, weights, prevs, drives)
+    return _linearize_plain(cell.step, weights, prevs, drives)
+
+
+def _linearize_plain(step: Callable, weights: PyTree, prevs: PyTree, drives: PyTree):
+    """Any step: its vector-Jacobian product is taken inside the reverse scan."""
+
+    def transpose(residual, d_state):
+        prev, drive = residual
+        _, pull = trees.inexact_vjp(lambda s: step(weights, s, drive), prev)
+        return pull(d_state)[0]
+
+    def accumulate(d_states):
+        def run(weights, drives):
+            return trees.over_time(step)(weights, prevs, drives)
+
+        _, pull = trees.inexact_vjp(run, weights, drives)
+        return pull(d_states)
+
+    return Linearization((prevs, drives), transpose, accumulate)
+
+
+def _linearize_gated(step: GatedStep, weights: PyTree, prevs: PyTree, drives: PyTree):
+    """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
+    if step.pointwise_fwd is None or step.pointwise_bwd is None:
+        fwd, bwd = _automatic_pair(step.pointwise)
+    else:
+        fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
+    feedbacks, pull_mix = trees.inexact_vjp(lambda w: trees.over_time(step.mix)(w, prevs), weights)
+    residuals = trees.over_time(lambda *args: fwd(*args)[1])(weights, prevs, drives, feedbacks)
+
+    def transpose(residual, d_state):
+        prev, residual = residual
+        d_prev, _, d_feedback = bwd(residual, d_state)
+        _, pull = jax.vjp(lambda s: step.mix(weights, s), prev)
+        return trees.add(d_prev, pull(d_feedback)[0])
+
+    def accumulate(d_states):
+        _, d_drives, d_feedbacks = jax.vmap(bwd)(residuals, d_states)
+        (d_weights,) = pull_mix(d_feedbacks)
+        args = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (prevs, drives, feedbacks)
+        )
+        if any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *args)[0])):
+            _, pull = trees.inexact_vjp(
+                lambda w: trees.over_time(step.pointwise)(w, prevs, drives, feedbacks), weights
+            )
+            d_weights = trees.add(d_weights, pull(d_states)[0])
+        return d_weights, d_drives
+
+    # `mix` is affine in the state, so its transpose reads no state; `prev` travels with the
+    # residuals to give it a shape, and the compiler drops it.
+    return Linearization((prevs, residuals), transpose, accumulate)
+
+
+def _automatic_pair(pointwise: Callable) -> tuple[Callable, Callable]:
+    """Derive the pair of `GatedStep` from `pointwise` alone; the residuals are `jax.vjp`'s."""
+
+    def fwd(weights, state, drive, feedback):
+        return jax.vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)
+
+    def bwd(pull, d_state):
+        return pull(d_state)
+
+    return fwd, bwd
+
+
+def reverse_scan(
+    linearization: Linearization, d_state: PyTree, d_states: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Scan lambda_{t-1} = J_t^T lambda_t + g_{t-1} from the last step of a stretch to its first.
+
+    Args:
+      linearization: of the K steps.
+      d_state: what reaches s_K from beyond the stretch.
+      d_states: g_1..g_K with leading axis K, None at leaves no output reads.
+
+    Returns:
+      J_1^T lambda_1, which reaches s_0 from inside the stretch, and lambda_1..lambda_K stacked.
+    """
+
+    def retreat(d_state, inputs):
+        residual, g = inputs
+        d_state = trees.add(d_state, g)
+        return linearization.transpose(residual, d_state), d_state
+
+    return lax.scan(retreat, d_state, (linearization.residuals, d_states), reverse=True)
+
+
+def readout_gradient(
+    cell: Cell, weights: PyTree, states: PyTree, d_ys: PyTree | None
+) -> tuple[PyTree, PyTree]:
+    """Pull the outputs' cotangents back to the weights and the states, batched over time.
+
+    Returns None for a state leaf that no output reads, so that no scan has to carry its zeros.
+    """
+    if d_ys is None:
+        return None, jax.tree.map(lambda s: None, states)
+    used = trees.used_leaves(trees.over_time(cell.readout), weights, states)
+    _, pull = trees.inexact_vjp(trees.over_time(cell.readout), weights, states)
+    keep = jax.tree.map(
+        lambda d, read: d if read else None, pull(d_ys), used, is_leaf=lambda x: x is None
+    )
+    return keep
+
+
+def reverse_stretch(
+    cell: Cell,
+    weights: PyTree,
+    prevs: PyTree,
+    states: PyTree,
+    xs: PyTree,
+    d_state: PyTree,
+    d_ys: PyTree | None,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Run the explicit reverse pass over a stretch of K steps.
+
+    Args:
+      cell: the cell.
+      weights: its prepared parameters.
+      prevs: s_0..s_{K-1}.
+      states: s_1..s_K.
+      xs: x_1..x_K.
+      d_state: what reaches s_K from beyond the stretch.
+      d_ys: cotangents of y_1..y_K, or None for none.
+
+    Returns:
+      (d_state, d_weights, d_xs): what reaches s_0, and the gradients of this stretch's part.
+    """
+    drives, pull_project = trees.inexact_vjp(trees.over_time(cell.project), weights, xs)
+    linearization = linearize(cell, weights, prevs, drives)
+    d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
+    d_state, lambdas = reverse_scan(linearization, d_state, d_states)
+    d_step, d_drives = linearization.accumulate(lambdas)
+    d_project, d_xs = pull_project(d_drives)
+    d_weights = trees.add(d_step, d_project)
+    return d_state, d_weights if d_readout is None else trees.add(d_weights, d_readout), d_xs
+
+
+def contribution_terms(
+    cell: Cell, weights: PyTree, prevs: PyTree, xs: PyTree, lambdas: PyTree
+) -> PyTree:
+    """Return the terms (d+ s_t / dW)^T lambda_t one by one, a leading axis of K on each weight."""
+
+    def term(prev: Any, x: Any, d_state: Any) -> PyTree:
+        _, pull = trees.inexact_vjp(lambda w: cell.step(w, prev, cell.project(w, x)), weights)
+        return pull(d_state)[0]
+
+    return jax.vmap(term)(prevs, xs, lambdas)

@@ -1,0 +1,99 @@
+"""The two seams of the library: a cell is data, an algorithm is a forward and a backward.
+
+Axis letters, used in every docstring of the package:
+
+    T  time          B  batch (any number of batch axes, none included; written *batch)
+    I  input size    G  gates     H  hidden size     O  output size
+
+Time comes first, units last and gates second to last. A plural name (`xs`, `states`) leads with T.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+PyTree = Any
+"""Any nesting of tuples, lists, dicts and registered classes whose leaves are arrays."""
+
+
+def identity(params: PyTree) -> PyTree:
+    """Return `params` unchanged: the `prepare` of a cell whose weights are its parameters."""
+    return params
+
+
+class Cell(NamedTuple):
+    """A recurrent cell: the equations of one time step as pure functions.
+
+        weights = prepare(params)
+        s_t     = step(weights, s_{t-1}, project(weights, x_t))        t = 1..T
+        y_t     = readout(weights, s_t)
+
+    Only `step` is sequential. `project` sees no state and `readout` sees only the state, so that
+    both run batched over time. A cell knows no algorithm.
+
+    Attributes:
+      init: `key -> params`, any pytree of arrays.
+      initial_state: `(params, batch_shape) -> state`, any pytree; its inexact leaves are float32
+        or wider, so that the recurrence is carried in at least single precision.
+      step: `(weights, state, drive) -> state`, with the structure, shapes and dtypes of `state`.
+        A `GatedStep` is a step with a seam inside, which is what earns speed.
+      project: `(weights, x) -> drive`, the contribution of one input.
+      readout: `(weights, state) -> y`, the output of one state.
+      input_spec: a pytree of `jax.ShapeDtypeStruct` that describes one input `x` without its time
+        and batch axes. Of the dtype only the kind counts (floating, integer, ...).
+      prepare: `params -> weights`, run once per sequence: casting, weight norm, low rank, ...
+    """
+
+    init: Callable[..., PyTree]
+    initial_state: Callable[..., PyTree]
+    step: Callable[..., PyTree]
+    project: Callable[..., PyTree]
+    readout: Callable[..., PyTree]
+    input_spec: PyTree
+    prepare: Callable[..., PyTree] = identity
+
+
+class GatedStep(NamedTuple):
+    """A step split into the product across units and the arithmetic within each unit.
+
+        feedback_t = mix(weights, s_{t-1})
+        s_t        = pointwise(weights, s_{t-1}, drive_t, feedback_t)
+
+    Because `pointwise` acts unit by unit, its Jacobian is a handful of arrays of the state's
+    shape. They are computed for many steps at once; the reverse scan that remains does one
+    product with the transpose of `mix` per step and a few multiplications.
+
+    The optional pair says how, in the manner of `jax.custom_vjp`; without it the library takes
+    `jax.vjp` of `pointwise`. Write one where the derivative has a form with fewer residuals.
+
+    Attributes:
+      mix: `(weights, state) -> feedback`, affine in the state: the recurrent product, the only
+        operation across units.
+      pointwise: `(weights, state, drive, feedback) -> state`, unit by unit on the last axis.
+      pointwise_fwd: `(weights, state, drive, feedback) -> (state, residuals)`.
+      pointwise_bwd: `(residuals, d_state) -> (d_state_prev, d_drive, d_feedback)`; d_state_prev
+        is the direct dependence alone, without the path through `mix`.
+    """
+
+    mix: Callable[..., PyTree]
+    pointwise: Callable[..., PyTree]
+    pointwise_fwd: Callable[..., PyTree] | None = None
+    pointwise_bwd: Callable[..., PyTree] | None = None
+
+    def __call__(self, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
+        """Advance the state by one step."""
+        return self.pointwise(weights, state, drive, self.mix(weights, state))
+
+
+class Algorithm(NamedTuple):
+    """How one sequence is run and differentiated. An algorithm knows no cell.
+
+    Attributes:
+      forward: `(cell, weights, state, xs) -> ((last_state, ys), residuals)`.
+      backward: `(cell, residuals, d_last_state, d_ys) -> (d_weights, d_state, d_xs)`, the explicit
+        reverse pass; `d_ys` is None where no output has a cotangent, and leaves that cannot be
+        differentiated (integers, booleans, keys) are None on both sides. A `backward` of None
+        leaves the differentiation of `forward` to JAX.
+    """
+
+    forward: Callable[..., tuple[PyTree, PyTree]]
+    backward: Callable[..., tuple[PyTree, PyTree, PyTree]] | None

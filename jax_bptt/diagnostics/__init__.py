@@ -1,0 +1,1 @@
+"""Looking at the gradient through time: its terms by state."""
