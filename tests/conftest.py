@@ -1,0 +1,36 @@
+"""Every test below this folder runs in JAX's strictest mode, on two host devices."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+
+# A fixed seed: a failure on one machine is a failure on every other.
+hypothesis.settings.register_profile(
+    "jax_bptt", deadline=None, max_examples=20, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("jax_bptt")
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Wrap set-up, test and tear-down, so that fixtures of every scope are strict too.
+
+    The doctests of the package are left in JAX's default mode, which is the reader's.
+    """
+    if not item.path.is_relative_to(HERE):
+        return (yield)
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        return (yield)
