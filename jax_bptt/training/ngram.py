@@ -1,0 +1,130 @@
+"""The baseline: an n-gram model that backs off to shorter contexts, counted and not trained.
+
+Interpolated Kneser-Ney smoothing with one discount per order (Kneser and Ney 1995, "Improved
+backing-off for m-gram language modeling", ICASSP; in the interpolated form of Chen and Goodman
+1999, "An empirical study of smoothing techniques for language modeling", Computer Speech and
+Language 13(4)). With h a context of k - 1 characters, h' the same without its first,
+
+    P_k(w | h) = max(c(h w) - D_k, 0) / c(h) + D_k d(h) / c(h) P_{k-1}(w | h')
+    P_0(w)     = 1 / V
+
+where c(h) = sum_w c(h w), and d(h) is the number of distinct w seen after h. At the highest order
+c counts occurrences; below it c(h w) is the number of distinct characters seen before h w, which
+keeps a character that only ever follows one context from looking frequent after others. A context
+never seen has P_k = P_{k-1}. Every P_k(. | h) sums to one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Level(NamedTuple):
+    """The counts of one order k, as sorted keys to search in.
+
+    Attributes:
+      grams: the k-grams seen, as numbers in base V + 1, sorted.
+      counts: c of each.
+      contexts: the (k - 1)-grams among them, sorted.
+      totals: c of each context.
+      distinct: d of each context.
+      discount: D_k.
+    """
+
+    grams: np.ndarray
+    counts: np.ndarray
+    contexts: np.ndarray
+    totals: np.ndarray
+    distinct: np.ndarray
+    discount: float
+
+
+class NGram(NamedTuple):
+    """A counted model: the alphabet's size V and the levels of order 1, 2, ..., highest last."""
+
+    vocabulary_size: int
+    levels: tuple[Level, ...]
+
+
+def count(ids: np.ndarray, *, vocabulary_size: int, order: int = 3) -> NGram:
+    """Return the n-gram model of a text.
+
+    Args:
+      ids: the text, [N] integers below V.
+      vocabulary_size: V.
+      order: n, the length of the longest n-gram; its contexts have n - 1 characters.
+    """
+    base = vocabulary_size + 1
+    grams, counts = np.unique(_keys(ids, order, base), return_counts=True)
+    levels = [_level(grams, counts, base)]
+    for k in range(order - 1, 0, -1):
+        # The distinct (k+1)-grams, each without its first character, are the continuations.
+        grams, counts = np.unique(grams % base**k, return_counts=True)
+        levels.insert(0, _level(grams, counts, base))
+    return NGram(vocabulary_size, tuple(levels))
+
+
+def _keys(ids: np.ndarray, order: int, base: int) -> np.ndarray:
+    """Return the n-grams ending at positions n - 1, n, ... as numbers in `base`, [N - n + 1]."""
+    count = max(len(ids) - order + 1, 0)
+    keys = np.zeros(count, np.int64)
+    for i in range(order):
+        keys = keys * base + ids[i : i + count]
+    return keys
+
+
+def _level(grams: np.ndarray, counts: np.ndarray, base: int) -> Level:
+    contexts, place = np.unique(grams // base, return_inverse=True)
+    totals = np.bincount(place, counts, len(contexts))
+    distinct = np.bincount(place, minlength=len(contexts))
+    once, twice = np.sum(counts == 1), np.sum(counts == 2)
+    # Ney, Essen and Kneser (1994): n1 / (n1 + 2 n2); the added ones keep the discount of a text
+    # with n1 = 0 or n2 = 0 away from 0, which would leave no probability for the unseen, and 1.
+    discount = (once + 1) / (once + 1 + 2 * (twice + 1))
+    return Level(grams, counts, contexts, totals, distinct, float(discount))
+
+
+def probabilities(model: NGram, contexts: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return P(ids | contexts), [N].
+
+    Args:
+      model: the counts.
+      contexts: the n - 1 characters before each, [N, n - 1]; V where the text had not begun.
+      ids: the characters, [N].
+    """
+    base = model.vocabulary_size + 1
+    p = np.full(len(ids), 1 / model.vocabulary_size)
+    for k, level in enumerate(model.levels, start=1):
+        context = np.zeros(len(ids), np.int64)
+        for column in range(contexts.shape[1] - (k - 1), contexts.shape[1]):
+            context = context * base + contexts[:, column]
+        counts = _look_up(level.grams, level.counts, context * base + ids)
+        totals = _look_up(level.contexts, level.totals, context)
+        distinct = _look_up(level.contexts, level.distinct, context)
+        seen = np.maximum(totals, 1)
+        discounted = np.maximum(counts - level.discount, 0) + level.discount * distinct * p
+        p = np.where(totals > 0, discounted / seen, p)
+    return p
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the value of each wanted key, and zero where there is none."""
+    if not len(keys):
+        return np.zeros(len(wanted))
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], 0)
+
+
+def bits_per_character(model: NGram, ids: np.ndarray) -> float:
+    """Return the mean of -log2 P over every character of a text but the first.
+
+    Args:
+      model: the counts of another text.
+      ids: the text, [M], at least two characters.
+    """
+    width = len(model.levels) - 1
+    padded = np.concatenate([np.full(width, model.vocabulary_size), ids])
+    contexts = np.stack([padded[i : i + len(ids)] for i in range(width)], axis=1) if width else None
+    contexts = np.zeros((len(ids), 0), np.int64) if contexts is None else contexts
+    p = probabilities(model, contexts[1:], ids[1:])
+    return float(-np.mean(np.log2(p)))

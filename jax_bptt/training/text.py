@@ -1,0 +1,199 @@
+"""Text as training data: the corpus, its held-out part, and windows that continue one another."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jax_bptt.training.errors import InputError, require
+
+PASSAGES_PER_FILE = 40
+"""Into how many passages a user's file is cut, of which whole ones are held out."""
+
+
+class Corpus(NamedTuple):
+    """A text as numbers, split in two.
+
+    Attributes:
+      characters: the alphabet of the whole text, sorted; number k stands for `characters[k]`.
+      train: the training part, [N] int32.
+      held_out: the part that is never trained on, [M] int32.
+    """
+
+    characters: str
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+class Window(NamedTuple):
+    """A stretch of T steps of B texts read side by side.
+
+    Attributes:
+      inputs: characters, [T, B] int32.
+      targets: the character after each of them, [T, B] int32.
+      counts: whether a target counts; false where a lane is filled up beyond its end, [T, B].
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    counts: np.ndarray
+
+
+def reference_documents() -> list[str]:
+    """Return the language reference that every CPython carries, one document a topic.
+
+    Topics repeat one another: a fifth of the text is paragraphs that stood in an earlier topic.
+    Only the first appearance is kept, so that no held-out paragraph was trained on.
+
+    Raises:
+      InputError: this Python was built without the module `pydoc_data`.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise InputError(
+            "this Python carries no pydoc_data.topics; give a text of your own with --text FILE"
+        ) from error
+    seen: set[tuple[str, ...]] = set()
+    documents = []
+    for topic in topics.values():
+        kept = []
+        for paragraph in topic.split("\n\n"):
+            words = tuple(paragraph.split())
+            if words not in seen:
+                seen.add(words)
+                kept.append(paragraph)
+        documents.append("\n\n".join(kept) + "\n\n")
+    return documents
+
+
+def read_documents(paths: Sequence[str]) -> list[str]:
+    """Return the user's files as documents, each file cut into passages of equal length.
+
+    Raises:
+      InputError: a file cannot be read, or is not UTF-8 text.
+    """
+    documents = []
+    for path in paths:
+        text = _read(path)
+        cuts = [len(text) * k // PASSAGES_PER_FILE for k in range(PASSAGES_PER_FILE + 1)]
+        documents += [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return documents
+
+
+def _read(path: str) -> str:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the text {path}: {error.strerror}") from error
+    require(b"\0" not in content, f"{path} is a binary file (it has NUL bytes), not UTF-8 text")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
+        ) from error
+    return text.replace("\r\n", "\n")
+
+
+def split(documents: Sequence[str], *, fraction: float = 0.1) -> Corpus:
+    """Hold out whole documents, spread over the text, and number the characters.
+
+    A document is held out when that keeps the held-out share of all that has been read so far at
+    or below `fraction`. An alphabetical or chronological order then leans neither part to one
+    end, and no document is in both.
+
+    Args:
+      documents: the text in pieces, in order.
+      fraction: the largest share to hold out, of the characters.
+
+    Returns:
+      A `Corpus`, its two parts in the order of the text.
+
+    Raises:
+      InputError: one of the parts is empty.
+    """
+    train, held_out = [], []
+    read = held = 0
+    for document in documents:
+        read += len(document)
+        if held + len(document) <= fraction * read:
+            held += len(document)
+            held_out.append(document)
+        else:
+            train.append(document)
+    train, held_out = "".join(train), "".join(held_out)
+    require(
+        bool(train) and len(held_out) > 1,
+        f"the text is too short to hold a part of it out: {read} characters; give a longer one",
+    )
+    codes = np.concatenate([_codes(train), _codes(held_out)])
+    alphabet, ids = np.unique(codes, return_inverse=True)
+    ids = ids.astype(np.int32)
+    characters = "".join(map(chr, alphabet.tolist()))
+    return Corpus(characters, ids[: len(train)], ids[len(train) :])
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def training_windows(ids: np.ndarray, length: int, batch: int) -> Iterator[Window]:
+    """Yield windows without end, each of which continues the one before.
+
+    Lane b reads the text in a circle from position b N / B, so that window w of it covers
+
+        n = b N / B + w T, ..., b N / B + (w + 1) T - 1        (mod N)
+
+    and the state a network has at the end of a window is the one to start the next from.
+
+    Args:
+      ids: the text, [N].
+      length: T.
+      batch: B.
+
+    Raises:
+      InputError: the text has no T B + 1 characters, one window of the batch.
+    """
+    needed = length * batch + 1
+    require(
+        len(ids) >= needed,
+        f"the training text has {len(ids)} characters, too few for one window of the batch: "
+        f"{length} steps x {batch} lanes + 1 = {needed}; give a longer text, or a shorter "
+        "window or smaller batch",
+    )
+    starts = np.arange(batch) * len(ids) // batch
+    steps = np.arange(length)[:, None]
+    counts = np.ones((length, batch), bool)
+    while True:
+        at = (starts + steps) % len(ids)
+        yield Window(ids[at], ids[(at + 1) % len(ids)], counts)
+        starts = (starts + length) % len(ids)
+
+
+def held_out_windows(ids: np.ndarray, length: int, batch: int) -> list[Window]:
+    """Return windows that predict every character of a text but the first exactly once.
+
+    The text is cut into B lanes that are read side by side; each starts from a fresh state.
+
+    Args:
+      ids: the text, [M], at least two characters.
+      length: T.
+      batch: B.
+    """
+    targets = len(ids) - 1
+    lane = -(-targets // batch)
+    windows = []
+    for start in range(0, lane, length):
+        steps = start + np.arange(length)[:, None]
+        at = np.arange(batch) * lane + steps
+        counts = (steps < lane) & (at < targets)
+        at = np.minimum(at, targets - 1)
+        windows.append(Window(ids[at], ids[at + 1], counts))
+    return windows
+
+
+def decode(characters: str, ids: np.ndarray) -> str:
+    """Return the text that `ids` [N] stands for in the alphabet `characters`."""
+    return "".join(characters[k] for k in ids)
