@@ -72,4 +72,5 @@ def elman(
         project=parts.project,
         readout=parts.output,
         input_spec=parts.features(input_size),
+        any_batch=True,
     )

@@ -19,6 +19,7 @@ def from_step(
     project: Callable[..., PyTree] | None = None,
     readout: Callable[..., PyTree] | None = None,
     prepare: Callable[..., PyTree] = identity,
+    any_batch: bool = False,
 ) -> Cell:
     """Return a cell made of the user's own function.
 
@@ -38,6 +39,8 @@ def from_step(
       project: `(weights, x) -> drive`; by default the drive is x itself.
       readout: `(weights, state) -> y`; by default the output is the whole state.
       prepare: `params -> weights`.
+      any_batch: whether all these functions take any number of leading batch axes. Faster if so;
+        see `Cell`.
 
     Returns:
       A `Cell`.
@@ -79,4 +82,5 @@ def from_step(
         readout=readout or (lambda weights, state: state),
         input_spec=input_spec,
         prepare=prepare,
+        any_batch=any_batch,
     )

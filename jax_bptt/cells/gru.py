@@ -82,6 +82,7 @@ def gru(
         project=parts.project,
         readout=parts.output,
         input_spec=parts.features(input_size),
+        any_batch=True,
     )
 
 

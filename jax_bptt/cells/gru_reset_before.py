@@ -61,6 +61,7 @@ def gru_reset_before(
         project=parts.project,
         readout=parts.output,
         input_spec=parts.features(input_size),
+        any_batch=True,
     )
 
 

@@ -83,6 +83,7 @@ def lstm(
         project=parts.project,
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
+        any_batch=True,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jax_bptt.core.checks import positive_size, require
 from jax_bptt.core.trees import accumulator_dtype
@@ -31,9 +31,11 @@ def product(x: Array, w: Array) -> Array:
 
     The operands are in the dtype of the weights, the sums in at least single precision.
     """
-    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    dtype = accumulator_dtype(w.dtype)
-    return lax.dot_general(x.astype(w.dtype), w, dimensions, preferred_element_type=dtype)
+    rows, matrix = x.astype(w.dtype).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
+    # Two-dimensional operands: the gradient of w then contracts a single axis, which XLA runs
+    # without the transposed copies it makes for the general case (half the time on a CPU).
+    z = jnp.matmul(rows, matrix, preferred_element_type=accumulator_dtype(w.dtype))
+    return z.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 def affine(x: Array, w: Array, b: Array) -> Array:

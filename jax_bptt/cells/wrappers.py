@@ -69,6 +69,7 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         readout=lambda weights, state: cell.readout(weights.cell, state),
         input_spec=jax.ShapeDtypeStruct((), jnp.int32),
         prepare=lambda params: EmbeddingParams(params.embedding, cell.prepare(params.cell)),
+        any_batch=cell.any_batch,
     )
 
 

@@ -38,6 +38,21 @@ class Linearization(NamedTuple):
     accumulate: Callable[..., tuple[PyTree, PyTree]]
 
 
+def over_time(cell: Cell, fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return `fun(weights, *args)` of `cell` for arguments with a leading time axis.
+
+    A product with the weights becomes one product over all the rows of T x B, and so does its
+    transpose: the gradient of the weights contracts time and batch in one go.
+    """
+    if cell.any_batch:
+        return fun
+
+    def mapped(weights, *args):
+        return jax.vmap(lambda args: fun(weights, *args))(args)
+
+    return mapped
+
+
 def scan_states(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
     """Run the cell over `xs` [K, *batch, ...]; return s_K and s_1..s_K stacked.
 
@@ -48,7 +63,7 @@ def scan_states(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> tuple
         state = cell.step(weights, state, drive)
         return state, state
 
-    return lax.scan(advance, state, trees.over_time(cell.project)(weights, xs))
+    return lax.scan(advance, state, over_time(cell, cell.project)(weights, xs))
 
 
 def previous_states(state: PyTree, states: PyTree) -> PyTree:
@@ -59,21 +74,21 @@ def previous_states(state: PyTree, states: PyTree) -> PyTree:
 def linearize(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree) -> Linearization:
     """Linearise the step about s_0..s_{K-1} `prevs`, under the drives of steps 1..K."""
     if isinstance(cell.step, GatedStep):
-        return _linearize_gated(cell.step, weights, prevs, drives)
-    return _linearize_plain(cell.step, weights, prevs, drives)
+        return _linearize_gated(cell, cell.step, weights, prevs, drives)
+    return _linearize_plain(cell, weights, prevs, drives)
 
 
-def _linearize_plain(step: Callable, weights: PyTree, prevs: PyTree, drives: PyTree):
+def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree):
     """Any step: its vector-Jacobian product is taken inside the reverse scan."""
 
     def transpose(residual, d_state):
         prev, drive = residual
-        _, pull = trees.inexact_vjp(lambda s: step(weights, s, drive), prev)
+        _, pull = trees.inexact_vjp(lambda s: cell.step(weights, s, drive), prev)
         return pull(d_state)[0]
 
     def accumulate(d_states):
         def run(weights, drives):
-            return trees.over_time(step)(weights, prevs, drives)
+            return over_time(cell, cell.step)(weights, prevs, drives)
 
         _, pull = trees.inexact_vjp(run, weights, drives)
         return pull(d_states)
@@ -81,19 +96,22 @@ def _linearize_plain(step: Callable, weights: PyTree, prevs: PyTree, drives: PyT
     return Linearization((prevs, drives), transpose, accumulate)
 
 
-def _linearize_gated(step: GatedStep, weights: PyTree, prevs: PyTree, drives: PyTree):
+def _linearize_gated(cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree, drives: PyTree):
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
     if step.pointwise_fwd is None or step.pointwise_bwd is None:
         fwd, bwd = _automatic_pair(step.pointwise)
     else:
         fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
-    feedbacks, pull_mix = trees.inexact_vjp(lambda w: trees.over_time(step.mix)(w, prevs), weights)
-    residuals = trees.over_time(lambda *args: fwd(*args)[1])(weights, prevs, drives, feedbacks)
+    feedbacks, pull_mix = trees.inexact_vjp(lambda w: over_time(cell, step.mix)(w, prevs), weights)
+    # Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
+    residuals = jax.vmap(lambda args: fwd(weights, *args)[1])((prevs, drives, feedbacks))
+
+    transposed = trees.transposed_layout(weights)
 
     def transpose(residual, d_state):
         prev, residual = residual
         d_prev, _, d_feedback = bwd(residual, d_state)
-        _, pull = jax.vjp(lambda s: step.mix(weights, s), prev)
+        _, pull = jax.vjp(lambda s: step.mix(transposed(), s), prev)
         return trees.add(d_prev, pull(d_feedback)[0])
 
     def accumulate(d_states):
@@ -104,7 +122,7 @@ def _linearize_gated(step: GatedStep, weights: PyTree, prevs: PyTree, drives: Py
         )
         if any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *args)[0])):
             _, pull = trees.inexact_vjp(
-                lambda w: trees.over_time(step.pointwise)(w, prevs, drives, feedbacks), weights
+                lambda w: over_time(cell, step.pointwise)(w, prevs, drives, feedbacks), weights
             )
             d_weights = trees.add(d_weights, pull(d_states)[0])
         return d_weights, d_drives
@@ -157,8 +175,8 @@ def readout_gradient(
     """
     if d_ys is None:
         return None, jax.tree.map(lambda s: None, states)
-    used = trees.used_leaves(trees.over_time(cell.readout), weights, states)
-    _, pull = trees.inexact_vjp(trees.over_time(cell.readout), weights, states)
+    used = trees.used_leaves(over_time(cell, cell.readout), weights, states)
+    _, pull = trees.inexact_vjp(over_time(cell, cell.readout), weights, states)
     keep = jax.tree.map(
         lambda d, read: d if read else None, pull(d_ys), used, is_leaf=lambda x: x is None
     )
@@ -188,7 +206,7 @@ def reverse_stretch(
     Returns:
       (d_state, d_weights, d_xs): what reaches s_0, and the gradients of this stretch's part.
     """
-    drives, pull_project = trees.inexact_vjp(trees.over_time(cell.project), weights, xs)
+    drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
     linearization = linearize(cell, weights, prevs, drives)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
     d_state, lambdas = reverse_scan(linearization, d_state, d_states)

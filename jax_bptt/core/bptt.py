@@ -58,7 +58,7 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
             return adjoint.scan_states(cell, weights, state, xs)
 
         last_state, states = _scan_blocks(run, state, None, xs, _length(cell, xs))
-        ys = trees.over_time(cell.readout)(weights, states)
+        ys = adjoint.over_time(cell, cell.readout)(weights, states)
         return (last_state, ys), (weights, state, xs, states)
 
     def backward(cell, residuals, d_last_state, d_ys):

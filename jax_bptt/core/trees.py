@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jax_bptt.core.types import PyTree
 
@@ -45,19 +46,6 @@ def inexact_vjp(fun: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Call
     return combine(out, out_rest), lambda d_out: pull(d_out)[0]
 
 
-def over_time(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Map `fun(weights, *args)` over the leading time axis of every argument but `weights`.
-
-    A product with the weights becomes one product over all the rows of T x B, and so does its
-    transpose: the gradient of the weights contracts time and batch in one go.
-    """
-
-    def mapped(weights, *args):
-        return jax.vmap(lambda args: fun(weights, *args))(args)
-
-    return mapped
-
-
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Add two trees, in which None stands for no gradient in both or for zero in one of them."""
     return jax.tree.map(
@@ -90,3 +78,18 @@ def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
     return jax.tree.unflatten(jax.tree.structure(args), [id(v) in read for v in jaxpr.invars])
+
+
+def transposed_layout(tree: PyTree) -> Callable[[], PyTree]:
+    """Lay the matrices of `tree` out transposed in memory; return a function that gives `tree`.
+
+    A product with the transpose, `d @ w.T`, reads such a matrix as it lies. XLA on a CPU wants
+    that: for a transposed operand inside a loop it copies the matrix in every iteration, which
+    for an LSTM's w_s took longer than the product. The barrier keeps it from undoing the layout.
+    """
+
+    def matrix(w):
+        return w.reshape(w.shape[0], -1) if w.ndim > 1 else w
+
+    laid_out = lax.optimization_barrier(jax.tree.map(lambda w: matrix(w).T, tree))
+    return lambda: jax.tree.map(lambda t, w: t.T.reshape(w.shape), laid_out, tree)

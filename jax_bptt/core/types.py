@@ -41,6 +41,9 @@ class Cell(NamedTuple):
       input_spec: a pytree of `jax.ShapeDtypeStruct` that describes one input `x` without its time
         and batch axes. Of the dtype only the kind counts (floating, integer, ...).
       prepare: `params -> weights`, run once per sequence: casting, weight norm, low rank, ...
+      any_batch: whether every function takes arguments of any batch shape, as all of the library's
+        own cells do. Time is then passed as one more batch axis, which makes for faster products;
+        otherwise functions are mapped over time by `jax.vmap`, whatever they do with the batch.
     """
 
     init: Callable[..., PyTree]
@@ -50,6 +53,7 @@ class Cell(NamedTuple):
     readout: Callable[..., PyTree]
     input_spec: PyTree
     prepare: Callable[..., PyTree] = identity
+    any_batch: bool = False
 
 
 class GatedStep(NamedTuple):

@@ -56,7 +56,7 @@ def contributions(
     params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
     steps = jax.tree.leaves(xs)[0].shape[0]
     checks.require(
-        isinstance(step, int) and 1 <= step <= steps,
+        isinstance(step, int) and not isinstance(step, bool) and 1 <= step <= steps,
         f"{name}: step must be an integer from 1 to T={steps}, the number of steps of xs, "
         f"got {step!r}",
     )
@@ -66,7 +66,7 @@ def contributions(
     d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
 
     prevs = adjoint.previous_states(state, states)
-    drives = trees.over_time(cell.project)(weights, xs)
+    drives = adjoint.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, drives)
     no_output = jax.tree.map(lambda s: None, states)
     d_state, lambdas = adjoint.reverse_scan(linearization, d_last_state, no_output)
