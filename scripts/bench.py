@@ -1,0 +1,376 @@
+"""Benchmark of the library against what its users could pick instead.
+
+Modes (`grad` if none is named):
+
+    grad       time of the gradient of sum(ys^2) with respect to parameters and inputs
+    forward    time of the outputs alone
+    step       latency of one jitted streaming step at batch 1
+    compile    time to compile the gradient at a short and a long T, against the plain scan
+    memory     temporary memory of the compiled gradient, against the plain scan
+    accuracy   error of the gradient against float64 jax.grad of an independent naive loop
+    scaling    time and memory of the gradient against T, B and H
+
+Every competitor gets the same weights and inputs and is compared with a float64 reference before
+anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from benchmarks import accuracy, compiling, environment, library, plots, race, report, roster
+from benchmarks import scaling as scale
+from benchmarks import step as streaming
+from benchmarks.data import GATES, GRID, Row
+from benchmarks.measure import TOLERANCE
+from benchmarks.peers import PACKAGES
+
+DEFAULT_CELLS = "elman,gru,lstm"
+SMOKE_SHAPES = ((6, 4, 3, 5),)
+SMOKE_SIDE, SIDE = 64, 1024
+
+
+class BadArgument(Exception):
+    """An argument that cannot be used; the message is for the user."""
+
+
+class Mode(NamedTuple):
+    """A mode of the script.
+
+    Attributes:
+      shapes: default (T, B, I, H).
+      run: `(arguments, rows, peers that can be imported) -> report`.
+      tables: the report for a terminal.
+      readme: the report for a Markdown file.
+      plot: draws the report to a path; None if there is nothing to draw.
+      options: names of the options it takes beside the ones that all take.
+    """
+
+    shapes: tuple[tuple[int, int, int, int], ...]
+    run: Callable[[argparse.Namespace, list[Row], list[str]], dict[str, Any]]
+    tables: Callable[[dict[str, Any]], list[report.Table]]
+    readme: Callable[[dict[str, Any]], list[report.Table]]
+    plot: Callable[[dict[str, Any], Path], None] | None
+    options: tuple[str, ...]
+
+
+@contextmanager
+def _progress(total: int):
+    """Yield what to call after each of `total` parts of the work, shown as a bar on a terminal."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        yield lambda: None
+    else:
+        with tqdm(total=total, disable=None, leave=False, unit="round") as bar:
+            yield lambda: bar.update(1)
+
+
+def _settings(args, peers):
+    side = SMOKE_SIDE if args.smoke else SIDE
+    devices, resident = getattr(args, "devices", 1), getattr(args, "rss", False)
+    return race.Settings(args.algorithms, peers, args.rounds, devices, resident, side)
+
+
+def _race(args, rows, peers):
+    with _progress(len(rows) * args.rounds) as tick:
+        return race.run(args.mode, rows, _settings(args, peers), tick)
+
+
+def _step(args, rows, peers):
+    with _progress(len(rows) * args.rounds) as tick:
+        return streaming.run(rows, _settings(args, peers), tick)
+
+
+def _compile(args, rows, _):
+    cells = {row.cell for row in rows}
+    with _progress(len(cells) * args.rounds) as tick:
+        return compiling.compile_times(rows, args.algorithms, args.rounds, tick)
+
+
+def _memory(args, rows, _):
+    with _progress(len(rows) * (1 + len(args.algorithms))) as tick:
+        return compiling.temporary_memory(rows, args.algorithms, tick)
+
+
+def _accuracy(args, rows, _):
+    with _progress(len(rows) * len(accuracy.LIMITS) * len(args.algorithms)) as tick:
+        return accuracy.run(rows, args.algorithms, tick)
+
+
+def _scaling(args, rows, _):
+    points = 2 if args.smoke else None
+    with _progress(len(rows) * 3 * (points or 6)) as tick:
+        return scale.run(rows, args.algorithms, args.rounds, points, tick)
+
+
+RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
+MODES = {
+    "grad": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
+    "forward": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
+    "step": Mode(
+        streaming.SHAPES,
+        _step,
+        report.race,
+        report.race_readme,
+        plots.race,
+        ("dtype", "peers", "rounds", "plot"),
+    ),
+    "compile": Mode(
+        compiling.COMPILE_SHAPES,
+        _compile,
+        report.compile_times,
+        report.compile_times,
+        None,
+        ("algorithms", "dtype", "rounds"),
+    ),
+    "memory": Mode(
+        compiling.MEMORY_SHAPES,
+        _memory,
+        report.memory,
+        report.memory,
+        None,
+        ("algorithms", "dtype"),
+    ),
+    "accuracy": Mode(
+        accuracy.SHAPES, _accuracy, report.accuracy, report.accuracy, None, ("algorithms",)
+    ),
+    "scaling": Mode(
+        scale.SHAPES,
+        _scaling,
+        report.scaling,
+        report.scaling,
+        plots.scaling,
+        ("algorithms", "dtype", "rounds", "plot"),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bench: {message}\n")
+
+
+def _shape(part):
+    try:
+        sizes = tuple(int(size) for size in part.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f'{part!r} is not "T,B,I,H", four positive numbers')
+    return sizes
+
+
+def _shapes(text):
+    return tuple(_shape(part) for part in text.split(";") if part.strip())
+
+
+def _names(known):
+    def parse(text):
+        names = [] if text == "none" else [name for name in text.split(",") if name]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _algorithms(text):
+    names = [name for name in text.split(",") if name]
+    try:
+        for name in names:
+            library.algorithm(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not names:
+        raise argparse.ArgumentTypeError("name at least one")
+    return names
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _options() -> dict[str, tuple[str, dict[str, Any]]]:
+    return {
+        "algorithms": (
+            "--algorithms",
+            {
+                "type": _algorithms,
+                "default": ["bptt"],
+                "metavar": "A,A",
+                "help": "of the library; settings as in bptt:block_length=64; default bptt",
+            },
+        ),
+        "dtype": ("--dtype", {"choices": list(TOLERANCE), "default": "float32"}),
+        "peers": (
+            "--peers",
+            {
+                "type": _names(list(PACKAGES)),
+                "default": list(PACKAGES),
+                "metavar": "P,P",
+                "help": f"of {', '.join(PACKAGES)}, or none; default all",
+            },
+        ),
+        "rounds": ("--rounds", {"type": _positive, "help": "interleaved rounds, default 9"}),
+        "devices": (
+            "--devices",
+            {
+                "type": _positive,
+                "default": 1,
+                "metavar": "N",
+                "help": "split the batch over N devices (on a CPU: one host device per core)",
+            },
+        ),
+        "rss": (
+            "--rss",
+            {"action": "store_true", "help": "peak resident memory too, a process each"},
+        ),
+        "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, a subcommand per mode."""
+    top = _Parser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    modes = top.add_subparsers(dest="mode", required=True)
+    for name, mode in MODES.items():
+        sub = modes.add_parser(name, prog=f"bench {name}")
+        sub.add_argument(
+            "--shapes",
+            type=_shapes,
+            metavar='"T,B,I,H;..."',
+            help=f"default {';'.join(','.join(map(str, shape)) for shape in mode.shapes)}",
+        )
+        sub.add_argument(
+            "--cells",
+            type=_names(list(GATES)),
+            default=DEFAULT_CELLS.split(","),
+            metavar="C,C",
+            help=f"of {', '.join(GATES)}; default {DEFAULT_CELLS}",
+        )
+        sub.add_argument("--smoke", action="store_true", help="tiny sizes, two rounds")
+        sub.add_argument("--json", type=Path, metavar="FILE")
+        sub.add_argument(
+            "--markdown", type=Path, metavar="FILE", help="between the markers of a README.md"
+        )
+        for option in mode.options:
+            flag, settings = _options()[option]
+            sub.add_argument(flag, **settings)
+    return top
+
+
+def _check_files(args):
+    for path in (args.json, args.markdown, getattr(args, "plot", None)):
+        if path is not None and not path.parent.is_dir():
+            raise BadArgument(f"no folder {path.parent} to write {path.name} in")
+    if args.markdown is not None and args.markdown.name == "README.md":
+        begin, end = report.markers(args.mode)
+        text = args.markdown.read_text(encoding="utf-8") if args.markdown.exists() else ""
+        if begin not in text or end not in text.partition(begin)[2]:
+            raise BadArgument(f"{args.markdown} has no lines {begin} and {end} for the table")
+    if getattr(args, "plot", None) is not None:
+        try:
+            import matplotlib  # noqa: F401
+        except ModuleNotFoundError:
+            raise BadArgument("--plot needs matplotlib: pip install 'jax_bptt[plot]'") from None
+
+
+def _split_over(devices: int) -> None:
+    """Make host devices, which JAX allows only before it has looked for any."""
+    if devices == 1:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError as error:
+        raise BadArgument(f"--devices {devices}: {error}") from None
+    if len(jax.devices()) < devices:
+        raise BadArgument(f"--devices {devices}: JAX has only {len(jax.devices())}")
+
+
+def _rows(args, mode):
+    shapes = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
+    devices = getattr(args, "devices", 1)
+    left_out = [shape for shape in shapes if shape[1] % devices]
+    if args.shapes and left_out:
+        raise BadArgument(f"--devices {devices} does not divide the batch of {left_out[0]}")
+    shapes = [shape for shape in shapes if shape not in left_out]
+    dtype = getattr(args, "dtype", "float32")
+    return [Row(cell, *shape, dtype) for shape in shapes for cell in args.cells], left_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one mode; return the exit status: 0, 1 if the library disagrees, 2 for bad arguments."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["grad", *argv]
+    args = parser().parse_args(argv)
+    mode = MODES[args.mode]
+    if "rounds" in mode.options and args.rounds is None:
+        args.rounds = 2 if args.smoke else 9
+    args.algorithms = getattr(args, "algorithms", ["bptt"])
+    devices = getattr(args, "devices", 1)
+    try:
+        _check_files(args)
+        rows, left_out = _rows(args, mode)
+        _split_over(devices)
+    except BadArgument as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    missing = roster.absent(getattr(args, "peers", []))
+    peers = [name for name in getattr(args, "peers", []) if name not in missing]
+    load = environment.load()
+    with jax.enable_x64(getattr(args, "dtype", "float32") == "float64"):
+        results = mode.run(args, rows, peers)
+    document = {
+        "schema": 1,
+        "mode": args.mode,
+        "command": shlex.join(["python", "scripts/bench.py", *argv]),
+        "environment": environment.describe(devices),
+        "load_before": load,
+        "rounds": getattr(args, "rounds", None),
+        "absent": missing,
+        "left_out": [list(shape) for shape in left_out],
+        **results,
+    }
+    _publish(document, mode, args)
+    agrees = accuracy.agrees if args.mode == "accuracy" else race.agrees
+    return 0 if agrees(document) else 1
+
+
+def _publish(document, mode, args):
+    lines = [environment.sentence(document["environment"])]
+    lines += [f"absent: {name}, {reason}" for name, reason in document["absent"].items()]
+    lines += [
+        f"left out: {tuple(shape)}, whose batch {args.devices} devices do not divide"
+        for shape in document["left_out"]
+    ]
+    if (load := document["load_before"]) and load > 0.5:
+        lines.append(f"other processes kept {load} cores busy before the start")
+    print("\n".join(lines))
+    for table in mode.tables(document):
+        print("\n" + report.text(table))
+    if args.json is not None:
+        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if args.markdown is not None:
+        caption = "\n".join([*(line + "  " for line in lines), f"`{document['command']}`"])
+        report.write_markdown(args.markdown, args.mode, mode.readme(document), caption)
+    if getattr(args, "plot", None) is not None and mode.plot is not None:
+        mode.plot(document, args.plot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of `bench.py`: the rivals, the measurements and the report."""

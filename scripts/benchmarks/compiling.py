@@ -1,0 +1,103 @@
+"""The modes `compile` and `memory`: what the gradient costs before and beside its run time."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import library, measure, plain, roster
+from benchmarks.data import GATES, Row
+from benchmarks.models import Model
+
+COMPILE_SHAPES = ((100, 32, 64, 128), (100_000, 32, 64, 128))
+MEMORY_SHAPES = ((2048, 32, 64, 128),)
+
+
+def lowered(model: Model, row: Row) -> Any:
+    """Trace and lower the gradient for a row's shapes, without any data."""
+    gates = GATES[row.cell]
+    shapes = {
+        "w_x": (row.I, gates, row.H),
+        "w_s": (row.H, gates, row.H),
+        "b": (gates, row.H),
+    } | ({"b_n": (row.H,)} if row.cell == "gru" else {})
+    weights = {name: jax.ShapeDtypeStruct(s, jnp.dtype(row.dtype)) for name, s in shapes.items()}
+    xs = jax.ShapeDtypeStruct((row.T, row.B, row.I), jnp.dtype(row.dtype))
+    gradient = measure.GRADIENT.function(model.run, None)
+    return jax.jit(gradient).lower(jax.eval_shape(model.pack, weights), xs)
+
+
+def models(row: Row, algorithms: list[str]) -> dict[str, Model]:
+    """Return the library under each algorithm, and the plain scan."""
+    own = {
+        roster.own_name(text): library.model(row, library.algorithm(text)) for text in algorithms
+    }
+    return own | {roster.PLAIN: plain.plain(row.cell)}
+
+
+def compile_times(
+    rows: list[Row], algorithms: list[str], rounds: int, tick: Callable[[], Any]
+) -> dict[str, Any]:
+    """Compile every gradient afresh in interleaved rounds; return the JSON report.
+
+    Caches are cleared before each compilation. One round before the first is not counted: it
+    pays for what a process does once.
+    """
+    results = []
+    for cell in dict.fromkeys(row.cell for row in rows):
+        own_rows = [row for row in rows if row.cell == cell]
+        jobs = [(row, name, m) for row in own_rows for name, m in models(row, algorithms).items()]
+        seconds = {(row, name): [] for row, name, _ in jobs}
+        for turn in range(rounds + 1):
+            for row, name, model in jobs:
+                jax.clear_caches()
+                begin = time.perf_counter()
+                lowered(model, row).compile()
+                if turn > 0:
+                    seconds[row, name].append(time.perf_counter() - begin)
+            if turn > 0:
+                tick()
+        results += [_compile_row(row, seconds, own_rows[0]) for row in own_rows]
+    return {"rows": results}
+
+
+def _compile_row(row, seconds, first):
+    base = np.array(seconds[row, roster.PLAIN])
+    entries = []
+    for (at, name), values in seconds.items():
+        if at == row:
+            times = np.array(values)
+            low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
+            entries.append(
+                {
+                    "name": name,
+                    "seconds": float(middle),
+                    "seconds_q1": float(low),
+                    "seconds_q3": float(high),
+                    "against_plain": float(np.median(times / base)),
+                    "against_first": float(np.median(times / np.array(seconds[first, name]))),
+                }
+            )
+    return {**row._asdict(), "competitors": entries}
+
+
+def temporary_memory(
+    rows: list[Row], algorithms: list[str], tick: Callable[[], Any]
+) -> dict[str, Any]:
+    """Compile every gradient and read off its temporary memory; return the JSON report."""
+    results = []
+    for row in rows:
+        state = row.T * row.B * row.H * jnp.dtype(row.dtype).itemsize
+        entries = []
+        for name, model in models(row, algorithms).items():
+            temp = lowered(model, row).compile().memory_analysis().temp_size_in_bytes
+            entries.append({"name": name, "temp_bytes": temp, "arrays_of_tbh": temp / state})
+            tick()
+        base = entries[-1]["temp_bytes"]
+        for entry in entries:
+            entry["share_of_plain"] = entry["temp_bytes"] / base if base else None
+        results.append({**row._asdict(), "competitors": entries})
+    return {"rows": results}

@@ -1,0 +1,74 @@
+"""The library under test, by the constructors that its users call."""
+
+import ast
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+import jax_bptt as jb
+from benchmarks.data import Row
+from benchmarks.models import Model
+
+ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {"autodiff": jb.autodiff, "bptt": jb.bptt}
+"""Algorithms by their public names."""
+
+CELLS: dict[str, Callable[..., jb.Cell]] = {
+    "elman": jb.elman,
+    "gru": jb.gru,
+    "gru_reset_before": jb.gru_reset_before,
+    "lstm": jb.lstm,
+}
+"""Constructors of the benchmark's cells."""
+
+
+def algorithm(text: str) -> jb.Algorithm:
+    """Build an algorithm from its name and settings, e.g. "bptt" or "bptt:block_length=64".
+
+    Raises:
+      ValueError: no such algorithm, or settings it does not take.
+    """
+    name, _, settings = text.partition(":")
+    if name not in ALGORITHMS:
+        raise ValueError(f"no algorithm {name!r}; there are {', '.join(ALGORITHMS)}")
+    keywords = {}
+    for setting in filter(None, settings.split(":")):
+        key, _, value = setting.partition("=")
+        try:
+            keywords[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise ValueError(f"{text}: {setting!r} is not of the form name=number") from None
+    try:
+        return ALGORITHMS[name](**keywords)
+    except TypeError as error:
+        raise ValueError(f"{text}: {error}") from None
+
+
+def cell_of(row: Row) -> jb.Cell:
+    """Return the library's cell for a row."""
+    return CELLS[row.cell](input_size=row.I, hidden_size=row.H, dtype=jnp.dtype(row.dtype))
+
+
+def model(row: Row, algorithm: jb.Algorithm) -> Model:
+    """Return the library's layer for a row under an algorithm."""
+    cell = cell_of(row)
+
+    def pack(weights):
+        if row.cell == "gru":
+            return jb.GRUParams(**weights)
+        return jb.Params(**weights)
+
+    def unpack(d_params):
+        return {k: d for k, d in d_params._asdict().items() if d is not None}
+
+    def run(params, xs):
+        return jb.unroll(cell, params, xs, algorithm=algorithm)[1]
+
+    def start(params, batch):
+        return cell.initial_state(params, (batch,))
+
+    def step(params, state, x):
+        weights = cell.prepare(params)
+        state = cell.step(weights, state, cell.project(weights, x))
+        return state, cell.readout(weights, state)
+
+    return Model(pack, unpack, run, start, step)

@@ -1,0 +1,217 @@
+"""Compile, check, and time in turns."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.data import Data
+from benchmarks.models import Model, cast, host
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 5e-2}
+"""Largest relative error against float64 at which a competitor counts as computing the same.
+
+Wide enough for the rounding of thousands of steps, which a library that sums weight gradients one
+step at a time pays in full; a wrong gate order or a missing bias is off by order one.
+"""
+
+TURN_SECONDS = 0.02
+"""How long a turn repeats its call, so that a short one is timed as well as a long one."""
+
+
+class Prepared(NamedTuple):
+    """A competitor ready to run on a row.
+
+    Attributes:
+      call: runs once, waits for every output, and returns them.
+      results: what `call` returned -> dict of float64 arrays, named as in `plain.reference`.
+      outputs: computes ys the same way, likewise as a dict.
+      temp_bytes: temporary memory of the compiled function; None where nobody tells.
+      compile_seconds: tracing, lowering and compiling together; None where there is no such thing.
+      note: what a reader has to know of how this row was run.
+    """
+
+    call: Callable[[], Any]
+    results: Callable[[Any], dict[str, np.ndarray]]
+    outputs: Callable[[], dict[str, np.ndarray]]
+    temp_bytes: int | None
+    compile_seconds: float | None
+    note: str = ""
+
+
+class Task(NamedTuple):
+    """What of a layer is timed.
+
+    Attributes:
+      function: `(run, mesh) -> fun(params, xs)`, to be compiled.
+      results: `(model, outputs) -> dict` named as in `plain.reference`.
+      products: how many times the products of a forward pass it takes.
+    """
+
+    function: Callable[..., Callable]
+    results: Callable[[Model, Any], dict[str, Any]]
+    products: int
+
+
+def _forward(run, mesh):
+    if mesh is None:
+        return run
+    return _split(run, mesh, P(None, "batch"))
+
+
+def _gradient(run, mesh):
+    gradient = jax.grad(lambda params, xs: jnp.sum(run(params, xs) ** 2), argnums=(0, 1))
+    if mesh is None:
+        return gradient
+
+    def local(params, xs):
+        d_params, d_xs = gradient(params, xs)
+        return jax.lax.psum(d_params, "batch"), d_xs
+
+    return _split(local, mesh, (P(), P(None, "batch")))
+
+
+def _split(fun, mesh, out_specs):
+    """Split the batch over the mesh; weights are replicated."""
+    in_specs = (P(), P(None, "batch"))
+    return jax.shard_map(fun, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+FORWARD = Task(_forward, lambda model, ys: {"ys": ys}, 1)
+"""All outputs."""
+
+GRADIENT = Task(_gradient, lambda model, grads: {**model.unpack(grads[0]), "xs": grads[1]}, 3)
+"""The gradient of sum(ys^2) with respect to parameters and inputs."""
+
+
+def mesh_of(devices: int) -> Mesh | None:
+    """Return a mesh over the first devices, None for a single one."""
+    return None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), ("batch",))
+
+
+def arguments(model: Model, data: Data, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Return a model's parameters and inputs, placed on the mesh."""
+    params, xs = (
+        model.pack(cast(data.weights, data.row.dtype)),
+        jnp.asarray(data.xs, data.row.dtype),
+    )
+    if mesh is not None:
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        xs = jax.device_put(xs, NamedSharding(mesh, P(None, "batch")))
+    return jax.block_until_ready((params, xs))
+
+
+def compiled(task: Task, model: Model, args: Any, mesh: Mesh | None) -> tuple[Any, float]:
+    """Compile a task ahead of time; return the executable and the seconds it took."""
+    begin = time.perf_counter()
+    executable = jax.jit(task.function(model.run, mesh)).lower(*args).compile()
+    return executable, time.perf_counter() - begin
+
+
+def prepare(model: Model, data: Data, task: Task, mesh: Mesh | None) -> Prepared:
+    """Compile a JAX model for a row."""
+    args = arguments(model, data, mesh)
+    executable, seconds = compiled(task, model, args, mesh)
+    forward = jax.jit(FORWARD.function(model.run, mesh))
+    return Prepared(
+        call=lambda: jax.block_until_ready(executable(*args)),
+        results=lambda outputs: host(task.results(model, outputs)),
+        outputs=lambda: host({"ys": forward(*args)}),
+        temp_bytes=executable.memory_analysis().temp_size_in_bytes,
+        compile_seconds=seconds,
+        note=model.note,
+    )
+
+
+def errors(results: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest error of each array, relative to the largest element expected.
+
+    An array expected to be zero throughout (the gradient of no steps) is compared as it is.
+    """
+
+    def error(got, want):
+        if got.shape != want.shape:
+            return float("inf")
+        worst, size = np.max(np.abs(got - want), initial=0.0), np.max(np.abs(want), initial=0.0)
+        return float(worst / size if size else worst)
+
+    return {name: error(got, expected[name]) for name, got in results.items()}
+
+
+def floor(
+    flops: float, data: Data, mesh: Mesh | None, side: int
+) -> tuple[Callable[[], Any], float]:
+    """Return the same floating-point operations as a chain of large square products.
+
+    Every product reads the one before it, so that none is left out, and writes one of the two
+    buffers that the loop alternates between; the first is handed over from call to call. All
+    memory is therefore warm. The factor is orthogonal, which keeps the values in range for ever.
+
+    Args:
+      flops: of the task.
+      data: of the row, for its dtype.
+      mesh: over which a chain per device runs; None for one device.
+      side: of the square matrices.
+
+    Returns:
+      A call that runs and waits, and by how much to scale its time to arrive at `flops`.
+    """
+    chains = 1 if mesh is None else mesh.size
+    per_product = 2 * side**3 * chains
+    repeats = int(np.clip(round(flops / per_product), 4, 64))
+    factor = np.linalg.qr(np.random.default_rng(0).standard_normal((side, side)))[0]
+    a = jnp.asarray(factor, data.row.dtype)
+    c = jnp.tile(a, (1, chains))
+
+    def chain(a, c):
+        return jax.lax.fori_loop(0, repeats, lambda _, c: a @ c, c)
+
+    if mesh is not None:
+        chain = _split(chain, mesh, P(None, "batch"))
+        a = jax.device_put(a, NamedSharding(mesh, P()))
+        c = jax.device_put(c, NamedSharding(mesh, P(None, "batch")))
+    executable = jax.jit(chain, donate_argnums=1).lower(a, c).compile()
+    buffers = [c]
+
+    def call():
+        buffers[0] = jax.block_until_ready(executable(a, buffers[0]))
+
+    return call, flops / (repeats * per_product)
+
+
+def rounds(
+    calls: dict[str, Callable[[], Any]],
+    count: int,
+    tick: Callable[[], Any],
+    turn_seconds: float = TURN_SECONDS,
+) -> dict[str, np.ndarray]:
+    """Time all calls in turn, round after round, and return the seconds per call, [rounds] each.
+
+    Each round begins with another call, so that none always follows the same one. A turn begins
+    with a call that is not timed: it fetches the competitor's own data into the caches and lets
+    the threads of the library before it go to sleep.
+    """
+    names = list(calls)
+    repeats = {}
+    for name in names:
+        calls[name]()
+        begin = time.perf_counter()
+        calls[name]()
+        once = max(time.perf_counter() - begin, 1e-9)
+        repeats[name] = int(np.clip(np.ceil(turn_seconds / once), 1, 1000))
+    seconds = {name: [] for name in names}
+    for turn in range(count):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            calls[name]()
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                calls[name]()
+            seconds[name].append((time.perf_counter() - begin) / repeats[name])
+        tick()
+    return {name: np.array(s) for name, s in seconds.items()}

@@ -1,0 +1,53 @@
+"""What competes: a model is a library's way to run one cell, as pure functions of its weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.data import Weights
+
+
+class Model(NamedTuple):
+    """A recurrent layer of some library under JAX.
+
+    Attributes:
+      pack: shared weights, as arrays -> the library's own parameters.
+      unpack: a gradient like the parameters -> a dict like the shared weights. Leaves that the
+        library has no parameter for are missing.
+      run: `(params, xs [T, B, I]) -> ys [T, B, H]`, from a state of zeros.
+      start: `(params, batch) -> state`, that state.
+      step: `(params, state, x [B, I]) -> (state, y [B, H])`, one streaming step.
+      equations: the name in `plain.STEPS` of what it computes; None if that is the row's cell.
+      note: what a reader has to know about the model to judge its row.
+    """
+
+    pack: Callable[[Weights], Any]
+    unpack: Callable[[Any], Weights]
+    run: Callable[[Any, Any], Any]
+    start: Callable[[Any, int], Any]
+    step: Callable[[Any, Any, Any], Any]
+    equations: str | None = None
+    note: str = ""
+
+
+def cast(weights: Weights, dtype: str) -> Weights:
+    """Return the weights as JAX arrays of a dtype."""
+    return {name: jnp.asarray(w, dtype) for name, w in weights.items()}
+
+
+def host(tree: Any) -> Any:
+    """Return a tree of JAX arrays as NumPy arrays of float64."""
+    return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), tree)
+
+
+def flat(w: Any) -> Any:
+    """Join gates and units: [..., G, H] -> [..., G H]."""
+    return w.reshape(*w.shape[:-2], -1)
+
+
+def gated(w: Any, gates: int) -> Any:
+    """Split the last axis into gates and units: [..., G H] -> [..., G, H]."""
+    return w.reshape(*w.shape[:-1], gates, -1)

@@ -1,0 +1,211 @@
+"""Tables for people and for the README, from the JSON reports of all modes."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.data import Row
+
+MIB = 2**20
+
+
+class Table(NamedTuple):
+    """A title, column heads and cells, all as text."""
+
+    title: str
+    header: list[str]
+    cells: list[list[str]]
+
+
+def text(table: Table) -> str:
+    """Return a table for a terminal, columns aligned."""
+    lines = [table.header, *table.cells]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(table.header))]
+    rendered = [
+        "  ".join(
+            c.ljust(w) if k == 0 else c.rjust(w)
+            for k, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(filter(None, [table.title, *("  " + line.rstrip() for line in rendered)]))
+
+
+def markdown(table: Table) -> str:
+    """Return a table in Markdown."""
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table.header, rule, *table.cells)]
+    return "\n".join(filter(None, [table.title and table.title + "\n", *lines]))
+
+
+def write_markdown(path: Path, mode: str, tables: list[Table], caption: str) -> None:
+    """Write tables to a file: between the mode's two markers if it has them, else as its whole."""
+    body = "\n\n".join([*map(markdown, tables), caption])
+    begin, end = markers(mode)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if begin in old and end in old:
+        head, _, rest = old.partition(begin)
+        _, _, tail = rest.partition(end)
+        body = f"{head}{begin}\n{body}\n{end}{tail}"
+    else:
+        body += "\n"
+    path.write_text(body, encoding="utf-8")
+
+
+def markers(mode: str) -> tuple[str, str]:
+    """Return the comments between which a README keeps the table of a mode."""
+    return f"<!-- bench {mode} -->", f"<!-- end of bench {mode} -->"
+
+
+def race(report: dict[str, Any]) -> list[Table]:
+    """Return one table per row of `grad`, `forward` or `step`, and the summary of ratios."""
+    tables = []
+    for row in report["rows"]:
+        has_floor = row.get("floor_s") is not None
+        title = _label(row)
+        header = ["competitor", "ms", "quartiles"]
+        if has_floor:
+            gflop, floor = row["flops"] / 1e9, row["floor_s"]
+            title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
+            header += ["GFLOP/s", "share of floor", "temp MiB", "resident MiB", "compile s"]
+        header += ["error", "time / own", "note"]
+        tables.append(Table(title, header, [_race_line(c, has_floor) for c in row["competitors"]]))
+    return [*tables, ratios(report["summary"])]
+
+
+def _race_line(c, has_floor):
+    if c["refused"] is not None:
+        return [c["name"], *["-"] * (9 if has_floor else 4), c["refused"]]
+    line = [c["name"], _ms(c["seconds"]), f"{_ms(c['seconds_q1'])} to {_ms(c['seconds_q3'])}"]
+    if has_floor:
+        line += [f"{c['gflops']:.3g}", f"{c['floor_share']:.2f}", _mib(c["temp_bytes"])]
+        line += [_mib(c["rss_bytes"]), _number(c["compile_s"], ".2f")]
+    return [*line, f"{c['error']:.0e}", _number(c["ratio"], ".2f"), c["note"]]
+
+
+def ratios(summary: dict[str, Any]) -> Table:
+    """Return the table of geometric means and extremes."""
+    lines = [
+        [
+            name,
+            f"{s['geometric_mean']:.2f}",
+            f"{s['min']:.2f}",
+            f"{s['max']:.2f}",
+            str(s["rows"]),
+            s["min_row"],
+        ]
+        for name, s in summary.items()
+    ]
+    header = ["competitor", "geometric mean", "least", "greatest", "rows", "row of the least"]
+    return Table("Time of each competitor / time of the library", header, lines)
+
+
+def race_readme(report: dict[str, Any]) -> list[Table]:
+    """Return the compact tables: a line per row, a column per competitor, and the means."""
+    rows = report["rows"]
+    own = rows[0]["competitors"][0]["name"] if rows else ""
+    names = list(dict.fromkeys(c["name"] for row in rows for c in row["competitors"]))
+    names = [name for name in names if name != own]
+    header = ["T, B, I, H", "cell", f"{own}, ms", *(f"x {name}" for name in names)]
+    has_floor = any(row.get("floor_s") is not None for row in rows)
+    lines = []
+    for row in rows:
+        timed = {c["name"]: c for c in row["competitors"]}
+        line = [", ".join(str(row[k]) for k in "TBIH"), row["cell"]]
+        line.append(_ms(timed[own]["seconds"]) if timed[own]["refused"] is None else "refused")
+        for name in names:
+            line.append(_number(timed.get(name, {}).get("ratio"), ".2f"))
+        if has_floor:
+            line.append(_number(timed[own].get("floor_share"), ".2f"))
+        lines.append(line)
+    summary = report["summary"]
+    means = [_number(summary.get(n, {}).get("geometric_mean"), ".2f") for n in names]
+    lines.append(["geometric mean", "", "", *means, *([""] if has_floor else [])])
+    return [Table("", header + (["share of floor"] if has_floor else []), lines)]
+
+
+def compile_times(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `compile`."""
+    header = ["row", "competitor", "seconds", "quartiles", "/ plain scan", "/ first T"]
+    lines = [
+        [
+            _label(row),
+            c["name"],
+            f"{c['seconds']:.3f}",
+            f"{c['seconds_q1']:.3f} to {c['seconds_q3']:.3f}",
+            f"{c['against_plain']:.2f}",
+            f"{c['against_first']:.2f}",
+        ]
+        for row in report["rows"]
+        for c in row["competitors"]
+    ]
+    return [Table("Compile time of the gradient, tracing included", header, lines)]
+
+
+def memory(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `memory`."""
+    header = ["row", "competitor", "temp MiB", "arrays of [T, B, H]", "/ plain scan"]
+    lines = [
+        [
+            _label(row),
+            c["name"],
+            f"{c['temp_bytes'] / MIB:.1f}",
+            f"{c['arrays_of_tbh']:.2f}",
+            _number(c["share_of_plain"], ".3f"),
+        ]
+        for row in report["rows"]
+        for c in row["competitors"]
+    ]
+    return [Table("Temporary memory of the gradient, beside inputs and outputs", header, lines)]
+
+
+def accuracy(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `accuracy`."""
+    header = ["row", "algorithm", "largest error", "limit", "met", "by leaf"]
+    lines = [
+        [
+            _label(row),
+            row["algorithm"],
+            f"{row['error']:.1e}",
+            f"{row['limit']:.0e}",
+            "yes" if row["met"] else "NO",
+            " ".join(f"{k} {v:.0e}" for k, v in row["errors"].items()),
+        ]
+        for row in report["rows"]
+    ]
+    return [Table("Relative error of the gradient against float64 jax.grad", header, lines)]
+
+
+def scaling(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `scaling`."""
+    header = ["row", "axis", "competitor", "time slope", "memory slope"]
+    header += ["ms", "temp MiB", "arrays of [T, B, H]"]
+    lines = [
+        [
+            _label(row),
+            f"{row['axis']} {row['sizes'][0]}..{row['sizes'][-1]}",
+            row["name"],
+            f"{row['time_slope']:.2f}",
+            f"{row['memory_slope']:.2f}",
+            " ".join(_ms(s) for s in row["seconds"]),
+            " ".join(_mib(b) for b in row["temp_bytes"]),
+            " ".join(f"{a:.2f}" for a in row["arrays_of_tbh"]),
+        ]
+        for row in report["rows"]
+    ]
+    return [Table("Gradient against the length of one axis, the others fixed", header, lines)]
+
+
+def _label(row):
+    return str(Row(*(row[field] for field in Row._fields)))
+
+
+def _ms(seconds):
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def _mib(count):
+    return "-" if count is None else f"{count / MIB:.3g}"
+
+
+def _number(value, spec):
+    return "-" if value is None else format(value, spec)

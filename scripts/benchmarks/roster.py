@@ -1,0 +1,115 @@
+"""Who competes on a row: the library, the two baselines, and the peers that are installed."""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from benchmarks import library, measure, peers, plain, torch_peer
+from benchmarks.data import Data, Row
+from benchmarks.measure import Prepared, Task
+from benchmarks.models import Model
+
+PLAIN = "plain scan"
+STRONG = "strong scan"
+UNROLLS = (1, 2, 4, 8)
+
+
+class Competitor(NamedTuple):
+    """One way to do a task on a row.
+
+    Attributes:
+      name: for the tables.
+      prepare: `(data, task, mesh) -> Prepared`.
+      equations: the name in `plain.STEPS` of what it computes.
+    """
+
+    name: str
+    prepare: Callable[[Data, Task, Mesh | None], Prepared]
+    equations: str
+
+
+def absent(names: list[str]) -> dict[str, str]:
+    """Import the named peers; return those that cannot take part, with the reason."""
+    reasons = {}
+    for name in names:
+        package = peers.PACKAGES[name]
+        if name == "torch" and jax.default_backend() != "cpu":
+            reasons[name] = f"compared on a CPU only, and JAX runs on {jax.default_backend()}"
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
+                importlib.import_module("haiku" if package == "dm-haiku" else package)
+        except ModuleNotFoundError:
+            reasons[name] = f"not installed (pip install {package})"
+        except (ImportError, AttributeError) as error:  # made for another version of JAX
+            reasons[name] = f"cannot be imported beside jax {jax.__version__}: {error}"
+    return reasons
+
+
+def jax_model(name: str, row: Row) -> Model | None:
+    """Return the JAX layer of a baseline or peer, None where it has no such cell."""
+    if name == PLAIN:
+        return plain.plain(row.cell)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peers.MODELS[name](row)
+
+
+def competitors(row: Row, algorithms: list[str], names: list[str]) -> list[Competitor]:
+    """Return who competes on a row: each algorithm, the baselines, the named peers with the cell.
+
+    Args:
+      row: the cell and its sizes.
+      algorithms: texts for `library.algorithm`; the first is what the others are compared with.
+      names: of peers that can be imported.
+    """
+    entries = [
+        _of_model(own_name(text), library.model(row, library.algorithm(text)), row)
+        for text in algorithms
+    ]
+    entries += [_of_model(PLAIN, plain.plain(row.cell), row)]
+    entries += [Competitor(STRONG, _strongest, row.cell)]
+    for name in names:
+        if name == "torch":
+            if row.cell in torch_peer.CELLS:
+                entries.append(Competitor(name, _torch, row.cell))
+        elif (model := jax_model(name, row)) is not None:
+            entries.append(_of_model(name, model, row))
+    return entries
+
+
+def own_name(text: str) -> str:
+    """Return how the tables call the library under an algorithm."""
+    return f"jax_bptt {text}"
+
+
+def _of_model(name, model, row):
+    def prepare(data, task, mesh):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return measure.prepare(model, data, task, mesh)
+
+    return Competitor(name, prepare, model.equations or row.cell)
+
+
+def _strongest(data, task, mesh):
+    """Prepare the hoisted scan with each unroll, and keep the fastest of a short run."""
+    prepared = {
+        str(n): measure.prepare(plain.hoisted(data.row.cell, n), data, task, mesh) for n in UNROLLS
+    }
+    calls = {name: p.call for name, p in prepared.items()}
+    seconds = measure.rounds(calls, 3, lambda: None)
+    return prepared[min(seconds, key=lambda name: np.median(seconds[name]))]
+
+
+def _torch(data, task, mesh):
+    prepared = torch_peer.forward(data) if task is measure.FORWARD else torch_peer.gradient(data)
+    if mesh is None:
+        return prepared
+    return prepared._replace(note=f"{prepared.note}, batch not split")

@@ -1,0 +1,44 @@
+"""Peak resident memory of one competitor, in a process of its own."""
+
+import multiprocessing
+import sys
+from typing import Any
+
+from benchmarks.data import Row, draw
+
+
+def peak(row: Row, name: str, is_gradient: bool, settings: Any) -> int:
+    """Return by how many bytes the peak of a fresh process grows once its imports are done.
+
+    Weights, inputs, compilation and two runs are in it, the imports of the libraries are not.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_grow, (row, name, is_gradient, settings))
+
+
+def _grow(row, name, is_gradient, settings):
+    import jax
+
+    from benchmarks import measure, roster
+
+    if settings.devices > 1:
+        jax.config.update("jax_num_cpu_devices", settings.devices)
+    mesh = measure.mesh_of(settings.devices)
+    peers = [peer for peer in settings.peers if peer == name]
+    roster.absent(peers)
+    before = _peak_bytes()
+    found = roster.competitors(row, settings.algorithms, peers)
+    competitor = next(c for c in found if c.name == name)
+    task = measure.GRADIENT if is_gradient else measure.FORWARD
+    prepared = competitor.prepare(draw(row), task, mesh)
+    prepared.call()
+    prepared.call()
+    return _peak_bytes() - before
+
+
+def _peak_bytes():
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
