@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     jobs = top.add_subparsers(dest="job", required=True, metavar="chars|adding|copy|digits")
 
     def job(
-        name: str, about: str, *, batch: int, steps: int, rate: float
+        name: str, about: str, *, hidden: int, batch: int, steps: int, rate: float
     ) -> argparse.ArgumentParser:
         sub = jobs.add_parser(
             name,
@@ -53,10 +53,12 @@ def parser() -> argparse.ArgumentParser:
             epilog=EXIT_STATUS,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        _common_options(sub, batch=batch, steps=steps, rate=rate)
+        _common_options(sub, hidden=hidden, batch=batch, steps=steps, rate=rate)
         return sub
 
-    chars = job("chars", "a language model of characters", batch=32, steps=4000, rate=8e-3)
+    chars = job(
+        "chars", "a language model of characters", hidden=128, batch=32, steps=4000, rate=8e-3
+    )
     add = chars.add_argument
     add("--text", nargs="+", metavar="FILE", help="UTF-8 text in place of the Python reference")
     add("--embedding", type=whole, default=64, metavar="N", help="size of a character's vector")
@@ -65,22 +67,24 @@ def parser() -> argparse.ArgumentParser:
     add("--sample", type=count, default=400, metavar="N", help="characters to write at the end")
     add("--temperature", type=positive, default=0.8, metavar="X", help="of the sample")
 
-    adding = job("adding", "the adding problem", batch=50, steps=2000, rate=5e-3)
+    adding = job("adding", "the adding problem", hidden=64, batch=50, steps=2000, rate=5e-3)
     adding.add_argument("--length", type=whole, default=50, metavar="T", help="of the sequences")
 
-    copy = job("copy", "the copy task", batch=50, steps=2000, rate=5e-3)
+    copy = job("copy", "the copy task", hidden=128, batch=50, steps=3000, rate=5e-3)
     copy.add_argument("--delay", type=whole, default=10, metavar="D", help="before the answer")
     copy.add_argument("--symbols", type=whole, default=5, metavar="M", help="to be remembered")
 
-    digits = job("digits", "handwritten digits", batch=50, steps=1000, rate=5e-3)
+    digits = job("digits", "handwritten digits", hidden=64, batch=50, steps=2000, rate=5e-3)
     digits.add_argument("--pixels", action="store_true", help="64 steps of a pixel, not 8 of a row")
     return top
 
 
-def _common_options(sub: argparse.ArgumentParser, *, batch: int, steps: int, rate: float) -> None:
+def _common_options(
+    sub: argparse.ArgumentParser, *, hidden: int, batch: int, steps: int, rate: float
+) -> None:
     add = sub.add_argument
     add("--cell", choices=CELLS, default="lstm", help="the recurrent cell")
-    add("--hidden", type=whole, default=128, metavar="H", help="units of a layer")
+    add("--hidden", type=whole, default=hidden, metavar="H", help="units of a layer")
     add("--layers", type=whole, default=1, metavar="N", help="cells on top of one another")
     add("--batch", type=whole, default=batch, metavar="B", help="sequences side by side")
     add("--learning-rate", type=positive, default=rate, metavar="X", help="highest, of Adam")

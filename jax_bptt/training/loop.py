@@ -101,7 +101,7 @@ def fit(
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, state), d_params = gradient(learner.params, learner.state, batch)
         updates, memory = optimizer.update(d_params, learner.memory)
-        updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
+        updates = jax.tree.map(lambda u: -learning_rate * u, updates)
         return Learner(optax.apply_updates(learner.params, updates), memory, state), value
 
     step = jax.jit(step, donate_argnums=0)

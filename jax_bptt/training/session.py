@@ -115,7 +115,7 @@ def run(job: Job, options: Options, about: dict[str, Any], stop: Callable[[], bo
         "result": result._asdict(),
         "interrupted": interrupted,
         "steps": last.step,
-        "seconds": last.seconds,
+        "training_seconds": last.seconds,
         f"{job.unit}_per_second": speed,
     }
     _write(job, options, losses, result, record)
