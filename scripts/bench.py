@@ -36,6 +36,9 @@ SMOKE_SHAPES = ((6, 4, 3, 5),)
 SMOKE_SIDE, SIDE = 64, 1024
 
 
+Shape = tuple[int, int, int, int]
+
+
 class BadArgument(Exception):
     """An argument that cannot be used; the message is for the user."""
 
@@ -52,7 +55,7 @@ class Mode(NamedTuple):
       options: names of the options it takes beside the ones that all take.
     """
 
-    shapes: tuple[tuple[int, int, int, int], ...]
+    shapes: tuple[Shape, ...]
     run: Callable[[argparse.Namespace, list[Row], list[str]], dict[str, Any]]
     tables: Callable[[dict[str, Any]], list[report.Table]]
     readme: Callable[[dict[str, Any]], list[report.Table]]
@@ -159,17 +162,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bench: {message}\n")
 
 
-def _shape(part):
+def _shape(part: str) -> Shape:
     try:
-        sizes = tuple(int(size) for size in part.split(","))
+        steps, batch, inputs, hidden = (int(size) for size in part.split(","))
     except ValueError:
-        sizes = ()
-    if len(sizes) != 4 or min(sizes) < 1:
+        steps, batch, inputs, hidden = (0, 0, 0, 0)
+    if min(steps, batch, inputs, hidden) < 1:
         raise argparse.ArgumentTypeError(f'{part!r} is not "T,B,I,H", four positive numbers')
-    return sizes
+    return steps, batch, inputs, hidden
 
 
-def _shapes(text):
+def _shapes(text: str) -> tuple[Shape, ...]:
     return tuple(_shape(part) for part in text.split(";") if part.strip())
 
 
@@ -301,15 +304,15 @@ def _split_over(devices: int) -> None:
         raise BadArgument(f"--devices {devices}: JAX has only {len(jax.devices())}")
 
 
-def _rows(args, mode):
-    shapes = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
+def _rows(args: argparse.Namespace, mode: Mode) -> tuple[list[Row], list[Shape]]:
+    shapes: tuple[Shape, ...] = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
     devices = getattr(args, "devices", 1)
     left_out = [shape for shape in shapes if shape[1] % devices]
     if args.shapes and left_out:
         raise BadArgument(f"--devices {devices} does not divide the batch of {left_out[0]}")
-    shapes = [shape for shape in shapes if shape not in left_out]
     dtype = getattr(args, "dtype", "float32")
-    return [Row(cell, *shape, dtype) for shape in shapes for cell in args.cells], left_out
+    kept = [shape for shape in shapes if shape not in left_out]
+    return [Row(cell, *shape, dtype=dtype) for shape in kept for cell in args.cells], left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -347,8 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **results,
     }
     _publish(document, mode, args)
-    agrees = accuracy.agrees if args.mode == "accuracy" else race.agrees
-    return 0 if agrees(document) else 1
+    return 0 if document.get("agrees", True) else 1
 
 
 def _publish(document, mode, args):

@@ -37,7 +37,7 @@ def run(rows: list[Row], algorithms: list[str], tick: Callable[[], Any]) -> dict
                     }
                 )
                 tick()
-    return {"rows": results}
+    return {"rows": results, "agrees": all(row["met"] for row in results)}
 
 
 def _start(data: Data) -> np.ndarray:
@@ -80,8 +80,3 @@ def _explicit(data: Data, algorithm: str) -> dict[str, np.ndarray]:
         xs = jnp.asarray(data.xs, row.dtype)
         grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, xs, start)
         return host({**model.unpack(grads[0]), "xs": grads[1], "state": grads[2]})
-
-
-def agrees(report: dict[str, Any]) -> bool:
-    """Return whether every row is within its limit."""
-    return all(row["met"] for row in report["rows"])

@@ -70,15 +70,12 @@ def _compile_row(row, seconds, first):
     for (at, name), values in seconds.items():
         if at == row:
             times = np.array(values)
-            low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
             entries.append(
                 {
                     "name": name,
-                    "seconds": float(middle),
-                    "seconds_q1": float(low),
-                    "seconds_q3": float(high),
-                    "against_plain": float(np.median(times / base)),
-                    "against_first": float(np.median(times / np.array(seconds[first, name]))),
+                    **measure.spread(times),
+                    "against_plain": measure.ratio(times, base),
+                    "against_first": measure.ratio(times, np.array(seconds[first, name])),
                 }
             )
     return {**row._asdict(), "competitors": entries}

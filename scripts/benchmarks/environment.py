@@ -42,7 +42,10 @@ def load() -> float | None:
 
 def describe(devices: int) -> dict[str, Any]:
     """Return what a reader needs to place the figures."""
-    versions = {"jax_bptt": jb.__version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {
+        "jax_bptt": jb.__version__,
+        "python": platform.python_version(),
+    }
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -44,6 +44,20 @@ class Prepared(NamedTuple):
     note: str = ""
 
 
+class Stepper(NamedTuple):
+    """A competitor ready to take streaming steps.
+
+    Attributes:
+      step: takes the input of time t, waits, and returns y.
+      restart: goes back to the initial state.
+      array: y -> NumPy array of float64.
+    """
+
+    step: Callable[[int], Any]
+    restart: Callable[[], Any]
+    array: Callable[[Any], np.ndarray]
+
+
 class Task(NamedTuple):
     """What of a layer is timed.
 
@@ -141,6 +155,25 @@ def errors(results: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> d
         return float(worst / size if size else worst)
 
     return {name: error(got, expected[name]) for name, got in results.items()}
+
+
+def refusal(errors: dict[str, float], dtype: str) -> str | None:
+    """Return why a competitor with these errors is not timed, None if it is."""
+    worst, limit = max(errors, key=lambda name: errors[name]), TOLERANCE[dtype]
+    if errors[worst] <= limit:
+        return None
+    return f"error of {worst} is {errors[worst]:.1e}, more than {limit:.0e}: not timed"
+
+
+def spread(seconds: np.ndarray) -> dict[str, float]:
+    """Return median and quartiles of the seconds per call."""
+    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75])
+    return {"seconds": float(middle), "seconds_q1": float(low), "seconds_q3": float(high)}
+
+
+def ratio(seconds: np.ndarray, own: np.ndarray | None) -> float | None:
+    """Return the median over the rounds of a competitor's time over the library's."""
+    return None if own is None else float(np.median(seconds / own))
 
 
 def floor(

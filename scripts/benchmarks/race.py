@@ -41,7 +41,18 @@ def run(mode: str, rows: list[Row], settings: Settings, tick: Callable[[], Any])
     results = []
     for row in rows:
         results.append(run_row(row, TASKS[mode], settings, tick))
-    return {"rows": results, "summary": summary(results, roster.own_name(settings.algorithms[0]))}
+    return report(results, roster.own_name(settings.algorithms[0]))
+
+
+def report(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
+    """Return the JSON report: rows, ratios to the library's `own` time, whether it agreed."""
+    agrees = all(
+        c["refused"] is None
+        for row in rows
+        for c in row["competitors"]
+        if c["name"].startswith(roster.OWN)
+    )
+    return {"rows": rows, "summary": summary(rows, own), "agrees": agrees}
 
 
 def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
@@ -55,9 +66,8 @@ def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -
         prepared = competitor.prepare(data, task, mesh)
         results = prepared.results(prepared.call()) | prepared.outputs()
         error = measure.errors(results, expected[competitor.equations])
-        limit = measure.TOLERANCE[row.dtype]
-        agrees = max(error.values()) <= limit
-        if agrees:
+        refused = measure.refusal(error, row.dtype)
+        if refused is None:
             calls[competitor.name] = prepared.call
         entries.append(
             {
@@ -65,7 +75,7 @@ def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -
                 "note": prepared.note,
                 "error": max(error.values()),
                 "errors": error,
-                "refused": None if agrees else _refusal(error, limit),
+                "refused": refused,
                 "temp_bytes": prepared.temp_bytes,
                 "compile_s": prepared.compile_seconds,
                 "rss_bytes": None,
@@ -78,29 +88,15 @@ def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -
     own = seconds.get(entries[0]["name"])
     for entry in entries:
         if entry["refused"] is None:
-            entry |= _times(seconds[entry["name"]], own, flops, floor_s)
+            times = seconds[entry["name"]]
+            entry |= measure.spread(times) | {"ratio": measure.ratio(times, own)}
+            entry["gflops"] = flops / entry["seconds"] / 1e9
+            entry["floor_share"] = floor_s / entry["seconds"]
             if settings.resident:
                 entry["rss_bytes"] = rss.peak(
                     row, entry["name"], task is measure.GRADIENT, settings
                 )
     return {**row._asdict(), "flops": flops, "floor_s": floor_s, "competitors": entries}
-
-
-def _refusal(errors, limit):
-    worst = max(errors, key=lambda name: errors[name])
-    return f"error of {worst} is {errors[worst]:.1e}, more than {limit:.0e}: not timed"
-
-
-def _times(seconds, own, flops, floor_s):
-    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75])
-    return {
-        "seconds": float(middle),
-        "seconds_q1": float(low),
-        "seconds_q3": float(high),
-        "gflops": flops / middle / 1e9,
-        "floor_share": float(floor_s / middle),
-        "ratio": None if own is None else float(np.median(seconds / own)),
-    }
 
 
 def summary(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
@@ -131,13 +127,3 @@ def _summarize(pairs):
         "max": float(values.max()),
         "rows": len(pairs),
     }
-
-
-def agrees(report: dict[str, Any]) -> bool:
-    """Return whether the library itself agreed with the reference on every row."""
-    return all(
-        c.get("refused") is None
-        for row in report["rows"]
-        for c in row["competitors"]
-        if c["name"].startswith(roster.own_name(""))
-    )

@@ -14,6 +14,7 @@ from benchmarks.data import Data, Row
 from benchmarks.measure import Prepared, Task
 from benchmarks.models import Model
 
+OWN = "jax_bptt"
 PLAIN = "plain scan"
 STRONG = "strong scan"
 UNROLLS = (1, 2, 4, 8)
@@ -86,7 +87,7 @@ def competitors(row: Row, algorithms: list[str], names: list[str]) -> list[Compe
 
 def own_name(text: str) -> str:
     """Return how the tables call the library under an algorithm."""
-    return f"jax_bptt {text}"
+    return f"{OWN} {text}"
 
 
 def _of_model(name, model, row):
@@ -109,7 +110,8 @@ def _strongest(data, task, mesh):
 
 
 def _torch(data, task, mesh):
-    prepared = torch_peer.forward(data) if task is measure.FORWARD else torch_peer.gradient(data)
-    if mesh is None:
-        return prepared
-    return prepared._replace(note=f"{prepared.note}, batch not split")
+    prepare = torch_peer.forward if task is measure.FORWARD else torch_peer.gradient
+    prepared = prepare(data)
+    call, note = torch_peer.fastest(prepared.call)
+    note += "" if mesh is None else ", batch not split"
+    return prepared._replace(call=call, note=note)

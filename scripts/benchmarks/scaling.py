@@ -1,6 +1,6 @@
 """The mode `scaling`: time and temporary memory of the gradient against T, B and H."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,12 +70,12 @@ def _measure(row, algorithms, rounds, tick):
     }
     seconds = measure.rounds({name: p.call for name, p in prepared.items()}, rounds, lambda: None)
     tick()
+    temp = {name: p.temp_bytes or 1 for name, p in prepared.items()}  # 1: there is a logarithm
     return {
-        name: (float(np.median(seconds[name])), p.temp_bytes, (p.temp_bytes or 0) / state)
-        for name, p in prepared.items()
+        name: (float(np.median(seconds[name])), temp[name], temp[name] / state) for name in prepared
     }
 
 
-def slope(sizes: list[int], values: list[float]) -> float:
+def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
     """Return the slope of a straight line through log(values) against log(sizes)."""
-    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])

@@ -10,65 +10,57 @@ import numpy as np
 
 from benchmarks import library, measure, plain, roster, torch_peer
 from benchmarks.data import Data, Row, draw
-from benchmarks.models import Model, cast
-from benchmarks.race import Settings, summary
+from benchmarks.measure import Stepper, ratio, spread
+from benchmarks.models import Model, cast, host
+from benchmarks.race import Settings, report
 
 SHAPES = ((64, 1, 64, 128), (64, 1, 128, 256), (64, 1, 512, 1024))
 """Default (T, B, I, H); a turn of the benchmark takes the T steps of a sequence one by one."""
 
-Stepper = tuple[Callable[[int], Any], Callable[[], Any]]
-
 
 def run(rows: list[Row], settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Time a step of every competitor on every row; return the JSON report."""
-    results = [run_row(row, settings, tick) for row in rows]
-    return {"rows": results, "summary": summary(results, "jax_bptt")}
+    return report([run_row(row, settings, tick) for row in rows], roster.OWN)
 
 
 def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Check the outputs of all steps against float64, then time a step in interleaved rounds."""
     data = draw(row)
-    models: dict[str, Model] = {"jax_bptt": library.model(row, library.algorithm("bptt"))}
+    models = {roster.OWN: library.model(row, library.algorithm("bptt"))}
     models[roster.PLAIN] = plain.plain(row.cell)
-    steppers: dict[str, Stepper] = {}
     for name in settings.peers:
-        if name == "torch":
-            if row.cell in torch_peer.CELLS:
-                steppers[name] = torch_peer.stepper(data)
-        elif (model := roster.jax_model(name, row)) is not None:
+        if name != "torch" and (model := roster.jax_model(name, row)) is not None:
             models[name] = model
-    steppers = {name: stepper(model, data) for name, model in models.items()} | steppers
     entries, calls = [], {}
-    for name, (step, restart) in steppers.items():
-        model = models.get(name)
-        equations = (model.equations if model else None) or row.cell
-        expected = plain.reference(data, equations)["ys"]
-        restart()
-        ys = np.stack([np.asarray(step(t)).astype(np.float64) for t in range(row.T)])
-        error = measure.errors({"ys": ys}, {"ys": expected})["ys"]
-        limit = measure.TOLERANCE[row.dtype]
-        refused = None if error <= limit else f"error {error:.1e}, more than {limit:.0e}: not timed"
-        if refused is None:
-            calls[name] = _sequence(step, restart, row.T)
-        note = model.note if model else ""
-        entries.append({"name": name, "note": note, "error": error, "refused": refused})
-    seconds = measure.rounds(calls, settings.rounds, tick)
-    own = seconds.get("jax_bptt")
+    for name, model in models.items():
+        own = stepper(model, data)
+        entry = _check(name, own, data, model.equations or row.cell) | {"note": model.note}
+        entries.append(entry)
+        calls[name] = _sequence(own, row.T)
+    if "torch" in settings.peers and row.cell in torch_peer.CELLS:
+        own = torch_peer.stepper(data)
+        entry = _check("torch", own, data, row.cell)
+        calls["torch"], entry["note"] = torch_peer.fastest(_sequence(own, row.T))
+        entries.append(entry)
+    timed = {e["name"]: calls[e["name"]] for e in entries if e["refused"] is None}
+    seconds = measure.rounds(timed, settings.rounds, tick)
     for entry in entries:
         if entry["refused"] is None:
-            times = seconds[entry["name"]]
-            low, middle, high = np.quantile(times / row.T, [0.25, 0.5, 0.75])
-            entry |= {
-                "seconds": float(middle),
-                "seconds_q1": float(low),
-                "seconds_q3": float(high),
-                "ratio": None if own is None else float(np.median(times / own)),
-            }
+            entry |= spread(seconds[entry["name"]] / row.T)
+            entry["ratio"] = ratio(seconds[entry["name"]], seconds.get(roster.OWN))
     return {**row._asdict(), "competitors": entries}
 
 
+def _check(name, own, data, equations):
+    expected = plain.reference(data, equations)["ys"]
+    own.restart()
+    ys = np.stack([own.array(own.step(t)) for t in range(data.row.T)])
+    errors = measure.errors({"ys": ys}, {"ys": expected})
+    return {"name": name, "error": errors["ys"], "refused": measure.refusal(errors, data.row.dtype)}
+
+
 def stepper(model: Model, data: Data) -> Stepper:
-    """Return a jitted step on the input of time t, which returns y, and a way to start over."""
+    """Return a model's step under `jax.jit`."""
     params = model.pack(cast(data.weights, data.row.dtype))
     xs = [jnp.asarray(x, data.row.dtype) for x in data.xs]
     step_jit = jax.jit(model.step)
@@ -85,13 +77,13 @@ def stepper(model: Model, data: Data) -> Stepper:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers warn while they are traced
         step(0)
-    return step, restart
+    return Stepper(step, restart, host)
 
 
-def _sequence(step, restart, steps):
+def _sequence(stepper, steps):
     def call():
-        restart()
+        stepper.restart()
         for t in range(steps):
-            step(t)
+            stepper.step(t)
 
     return call

@@ -1,12 +1,13 @@
 """PyTorch's recurrent layers on the CPU, through its own autograd."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks.data import GATES, Data, Row
-from benchmarks.measure import Prepared
+from benchmarks.measure import Prepared, Stepper, rounds
 
 CELLS = ("elman", "gru", "lstm")
 
@@ -50,7 +51,7 @@ def forward(data: Data) -> Prepared:
     def results(ys):
         return _arrays({"ys": ys})
 
-    return Prepared(call, results, lambda: results(call()), None, None, _note())
+    return Prepared(call, results, lambda: results(call()), None, None)
 
 
 def gradient(data: Data) -> Prepared:
@@ -81,11 +82,40 @@ def gradient(data: Data) -> Prepared:
     def outputs():
         return _arrays({"ys": layer(xs)[0]})
 
-    return Prepared(call, results, outputs, None, None, _note())
+    return Prepared(call, results, outputs, None, None)
 
 
-def stepper(data: Data) -> tuple[Callable[[int], Any], Callable[[], Any]]:
-    """Return a streaming step on the input of time t, which returns y, and a way to start over."""
+def fastest(call: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
+    """Return the call with one thread or with all, whichever a short run finds faster, and a note.
+
+    All is what torch does by itself; for small products one is often better, and on a machine
+    with other work to do it always is.
+    """
+    threads = {f"{n} thread{'s' * (n > 1)}": _threaded(call, n) for n in (1, _all_threads())}
+    seconds = rounds(threads, 3, lambda: None)
+    best = min(seconds, key=lambda name: np.median(seconds[name]))
+    return threads[best], best
+
+
+@functools.cache
+def _all_threads():
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _threaded(call, threads):
+    import torch
+
+    def threaded():
+        torch.set_num_threads(threads)
+        return call()
+
+    return threaded
+
+
+def stepper(data: Data) -> Stepper:
+    """Return the streaming step of the module for single steps, in inference mode."""
     import torch
 
     cell = _layer(data.row, data, single_step=True)
@@ -100,10 +130,4 @@ def stepper(data: Data) -> tuple[Callable[[int], Any], Callable[[], Any]]:
             state[0] = new = cell(xs[t], state[0])
         return new[0] if data.row.cell == "lstm" else new
 
-    return step, restart
-
-
-def _note():
-    import torch
-
-    return f"{torch.get_num_threads()} threads"
+    return Stepper(step, restart, lambda y: y.double().numpy())
