@@ -27,10 +27,10 @@ def unroll(xp, reference, params, state, xs, batch_shape):
     rank = len(batch_shape)
 
     def flatten(a, leading):
-        return a.reshape(*a.shape[:leading], rows, *a.shape[leading + rank :])
+        return a.reshape((*a.shape[:leading], rows, *a.shape[leading + rank :]))
 
     def unflatten(a, leading):
-        return a.reshape(*a.shape[:leading], *batch_shape, *a.shape[leading + 1 :])
+        return a.reshape((*a.shape[:leading], *batch_shape, *a.shape[leading + 1 :]))
 
     p = reference.prepare(xp, params)
     s = jax.tree.map(lambda a: flatten(xp.asarray(a), 0), state)
@@ -48,9 +48,10 @@ def is_inexact(a):
 
 
 def pair(xp, cotangents, outputs):
-    """Return Re sum(c * y) over the inexact leaves: the loss whose cotangents are `cotangents`."""
-    pairs = zip(jax.tree.leaves(cotangents), jax.tree.leaves(outputs), strict=True)
-    return sum(xp.real(xp.sum(xp.asarray(c) * y)) for c, y in pairs if is_inexact(c))
+    """Return Re sum(c * y) over the cotangents that are not None: a loss that has just these."""
+    cotangents = jax.tree.leaves(cotangents, is_leaf=lambda c: c is None)
+    pairs = zip(cotangents, jax.tree.leaves(outputs), strict=True)
+    return sum(xp.real(xp.sum(xp.asarray(c) * y)) for c, y in pairs if c is not None)
 
 
 def gradients(reference, params, state, xs, batch_shape, cotangents):
@@ -59,7 +60,8 @@ def gradients(reference, params, state, xs, batch_shape, cotangents):
     def loss(params, xs, state):
         return pair(jnp, cotangents, unroll(jnp, reference, params, state, xs, batch_shape))
 
-    return jax.grad(loss, argnums=(0, 1, 2), allow_int=True)(params, xs, state)
+    with jax.numpy_dtype_promotion("standard"):  # the reference is as naive as NumPy
+        return jax.grad(loss, argnums=(0, 1, 2), allow_int=True)(params, xs, state)
 
 
 def directional_derivative(loss, point, direction, step=1e-3):
