@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     chars = job(
-        "chars", "a language model of characters", hidden=128, batch=32, steps=4000, rate=8e-3
+        "chars", "a language model of characters", hidden=128, batch=32, steps=3000, rate=8e-3
     )
     add = chars.add_argument
     add("--text", nargs="+", metavar="FILE", help="UTF-8 text in place of the Python reference")
@@ -181,9 +181,11 @@ def train(args: argparse.Namespace, stop: Callable[[], bool]) -> int:
         plot=args.plot,
         json=args.json,
     )
+    arguments = {**vars(args), "steps": steps}
+    del arguments["default_steps"]
     # JSON has no infinity.
-    arguments = {k: str(v) if v == math.inf else v for k, v in vars(args).items()}
-    about = {"jax_bptt": jb.__version__, "arguments": {**arguments, "steps": steps}}
+    arguments = {k: str(v) if v == math.inf else v for k, v in arguments.items()}
+    about = {"jax_bptt": jb.__version__, "arguments": arguments}
     try:
         with jax.enable_x64(args.precision == "float64"):
             return session.run(_job(args), options, about, stop)

@@ -113,7 +113,7 @@ def chars(
             name, evaluate.bits_per_character(model, params, held_out)
         ),
         baseline=Score(
-            f"back-off n-gram of order {order}",
+            f"back-off n-gram of order {order} (interpolated Kneser-Ney)",
             ngram.bits_per_character(counted, corpus.held_out),
         ),
         alphabet=corpus.characters,

@@ -14,9 +14,12 @@ keeps a character that only ever follows one context from looking frequent after
 never seen has P_k = P_{k-1}. Every P_k(. | h) sums to one.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+
+from jax_bptt.training.errors import require
 
 
 class Level(NamedTuple):
@@ -53,8 +56,16 @@ def count(ids: np.ndarray, *, vocabulary_size: int, order: int = 3) -> NGram:
       ids: the text, [N] integers below V.
       vocabulary_size: V.
       order: n, the length of the longest n-gram; its contexts have n - 1 characters.
+
+    Raises:
+      InputError: n-grams of this order do not fit into 64-bit keys.
     """
     base = vocabulary_size + 1
+    require(
+        base**order < 2**63,
+        f"an n-gram of order {order} over {vocabulary_size} characters is too high; "
+        f"take at most {int(63 / math.log2(base))}",
+    )
     grams, counts = np.unique(_keys(ids, order, base), return_counts=True)
     levels = [_level(grams, counts, base)]
     for k in range(order - 1, 0, -1):

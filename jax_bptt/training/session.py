@@ -1,5 +1,6 @@
 """A run from beginning to end, as the terminal shows it: check, train, measure, report."""
 
+import itertools
 import json
 import platform
 import sys
@@ -68,10 +69,12 @@ def run(job: Job, options: Options, about: dict[str, Any], stop: Callable[[], bo
       0; 1 if the gradient check failed; 130 if `stop` ended the run.
 
     Raises:
-      InputError: an extra is missing or a file cannot be written.
+      InputError: an extra is missing, a file cannot be written, or there is too little data.
       FloatingPointError: the loss is not finite any more.
     """
     _require_outputs(options)
+    first = next(job.batches)
+    job = job._replace(batches=itertools.chain([first], job.batches))
     model = stack(job.cells, algorithm=options.algorithm)
     key_params, key_sample = jax.random.split(jax.random.key(options.seed))
     params = jax.jit(model.init)(key_params)
@@ -84,8 +87,7 @@ def run(job: Job, options: Options, about: dict[str, Any], stop: Callable[[], bo
 
     if options.check:
         plain = job.loss(stack(job.cells, algorithm=autodiff()))
-        batch = next(job.batches)
-        errors = check.gradient_errors(job.loss(model), plain, params, state, batch)
+        errors = check.gradient_errors(job.loss(model), plain, params, state, first)
         record["check"] = errors
         if not _report_check(errors, options.precision):
             return FAILED_CHECK

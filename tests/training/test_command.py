@@ -1,0 +1,174 @@
+"""scripts/train.py from the outside: results, exit statuses, interrupts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from jax_bptt.training import check
+from scripts import train
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--hidden", "4", "--batch", "3", "--steps", "3"]
+CHARS = ["chars", *TINY, "--window", "5", "--embedding", "3", "--sample", "7"]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    # What a user runs in, and what optax needs.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def essay(tmp_path):
+    path = tmp_path / "essay.txt"
+    path.write_text("the cat sat on the mat; the dog did not.\n" * 40)
+    return str(path)
+
+
+def run(argv):
+    try:
+        return train.main(argv)
+    except SystemExit as end:
+        return end.code
+
+
+def test_chars_checks_trains_measures_samples_and_writes_its_files(essay, tmp_path, capsys):
+    files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
+    argv = [*CHARS, "--text", essay, "--precision", "float64", "--layers", "2", "--check", *files]
+    assert run(argv) == 0
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert len(record["check"]) == 8
+    assert 0 < max(record["check"].values()) <= 1e-12
+    assert "float64: ok" in out
+    assert len(record["sample"]) == 7 and record["sample"] in out
+    assert record["steps"] == 3 and not record["interrupted"]
+    # Three steps leave a network about as wise as a uniform guess among the characters.
+    assert 0 < record["baseline"]["value"] < record["result"]["value"] < 5
+    assert f"held-out  {record['result']['value']:.4f} bits per character" in out
+    assert "winner    the baseline" in out
+    assert record["versions"]["jax"] == jax.__version__
+    assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "argv, baseline",
+    [
+        (["adding", "--length", "6", "--seconds", "0.2"], "0.1667 mean squared error"),
+        (["copy", "--delay", "3", "--symbols", "2", "--cell", "gru"], "0.5941 cross-entropy"),
+        (["digits", "--cell", "elman", "--algorithm", "autodiff"], "0.1170 accuracy"),
+    ],
+)
+def test_tasks_report_their_result_beside_the_baseline(argv, baseline, capsys):
+    assert run([*argv, *TINY]) == 0
+    out = capsys.readouterr().out
+    assert f"baseline  {baseline}" in out
+    assert "held-out  " in out and "winner" in out
+
+
+def test_bfloat16_products_pass_their_check(capsys):
+    assert run(["copy", *TINY, "--precision", "bfloat16", "--check", "--block-length", "4"]) == 0
+    assert "bfloat16: ok" in capsys.readouterr().out
+
+
+def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
+    monkeypatch.setitem(check.TOLERANCE, "float32", 0.0)
+    assert run(["adding", *TINY, "--check"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("the gradient check failed")
+    assert "trained" not in captured.out
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "required"),
+        (["chars", "--hidden", "0"], "--hidden: must be a whole number of at least 1, got 0"),
+        (["chars", "--batch", "-3"], "--batch: must be a whole number"),
+        (["chars", "--window", "x"], "--window: must be a whole number"),
+        (["chars", "--temperature", "0"], "--temperature: must be a number above 0"),
+        (["chars", "--learning-rate", "nan"], "--learning-rate: must be a number above 0"),
+        (["chars", "--cell", "rnn"], "invalid choice: 'rnn'"),
+        (["copy", "--algorithm", "magic"], "invalid choice: 'magic'"),
+        (["copy", "--algorithm", "autodiff", "--block-length", "3"], "--block-length has no"),
+        (["chars", "--text", "no/such/file"], "cannot read the text no/such/file"),
+        (["chars", "--text", sys.executable], "binary"),
+        (["chars", "--window", "100000"], "too few for one window"),
+        (["chars", "--order", "20"], "take at most 9"),
+        (["adding", "--length", "1"], "at least 2"),
+        (["digits", "--batch", "2000"], "more than the 1438"),
+        (["adding", "--json", "no/such/folder/r.json"], "no folder no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
+    assert run(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_2(capsys):
+    assert run(["adding", *TINY, "--learning-rate", "1e30", "--clip", "inf"]) == 2
+    captured = capsys.readouterr()
+    assert "the loss became" in captured.err.splitlines()[-1]
+    assert "held-out" not in captured.out
+
+
+@pytest.mark.parametrize(
+    "module, argv", [("tqdm", []), ("matplotlib", ["--plot", "curve.png"])], ids=["tqdm", "plot"]
+)
+def test_a_missing_extra_is_one_line_and_status_2(module, argv, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run(["adding", *TINY, *argv]) == 2
+    captured = capsys.readouterr()
+    assert f"{module} is not installed: run pip install" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_the_first_interrupt_asks_and_the_second_is_final():
+    before = signal.getsignal(signal.SIGINT)
+    with train.listening_for_interrupt() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("moment", ["compiling", "training"])
+def test_an_interrupt_ends_cleanly_with_what_was_learned(moment, essay, tmp_path):
+    argv = [*CHARS, "--text", essay, "--steps", "1000000", "--json", str(tmp_path / "r.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
+        process = subprocess.Popen(
+            [sys.executable, "scripts/train.py", *argv],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=err,
+        )
+        # The optimiser's line is the last before the first step is compiled; its rate in the bar
+        # the first sign that steps are done.
+        path, sign = ("out", "optimiser") if moment == "compiling" else ("err", "characters/s")
+        deadline = time.monotonic() + 120
+        while sign not in (tmp_path / path).read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        status = process.wait(timeout=120)
+    shown, errors = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
+    assert status == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in shown
+    if moment == "training":
+        assert "held-out" in shown and "sample" in shown
+        assert json.loads((tmp_path / "r.json").read_text())["interrupted"]

@@ -1,0 +1,132 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.training import check, evaluate, loop, losses, text
+from jax_bptt.training.model import layers, stack
+
+SETTINGS = loop.Settings(learning_rate=0.1, clip=1.0, steps=20)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    # optax raises a decay rate to the power of an integer step count.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def quadratic(params, state, batch):
+    return jnp.sum((params - batch) ** 2), state + 1
+
+
+def parabola_run(settings, stop=lambda: False, loss=quadratic):
+    learner = loop.start(jnp.array([3.0, -2.0]), jnp.zeros(()), settings)
+    return list(loop.fit(loss, learner, itertools.repeat(jnp.ones(2)), settings, stop))
+
+
+def test_fit_goes_down_for_as_many_steps_as_asked_and_carries_the_state():
+    run = parabola_run(SETTINGS._replace(steps=200))
+    assert [p.step for p in run] == list(range(1, 201))
+    assert run[-1].loss < 1e-2 * run[0].loss
+    assert run[-1].learner.state == 200
+
+
+def test_fit_leaves_the_caller_s_parameters_alone_though_steps_donate():
+    params = jnp.array([3.0, -2.0])
+    state = (jnp.zeros(2),) * 2  # the same buffer twice, as an LSTM's initial state
+    learner = loop.start(params, state, SETTINGS)
+
+    def loss(params, state, batch):
+        return jnp.sum(params**2), state
+
+    for _ in loop.fit(loss, learner, itertools.repeat(0), SETTINGS):
+        pass
+    np.testing.assert_array_equal(params, [3.0, -2.0])
+    np.testing.assert_array_equal(state[0], 0)
+
+
+def test_fit_stops_when_asked_and_after_its_seconds():
+    calls = itertools.count()
+    assert len(parabola_run(SETTINGS, stop=lambda: next(calls) >= 3)) == 3
+    assert parabola_run(SETTINGS, stop=lambda: True) == []
+    run = parabola_run(SETTINGS._replace(steps=None, seconds=0.2))
+    assert run[-1].seconds < 2
+    assert run[-1].loss < run[0].loss
+
+
+def test_the_first_step_is_adam_s_at_the_rate_of_its_place_in_the_run():
+    # Adam's first update is the sign of the gradient, here [+, -], whatever the clipping.
+    settings = SETTINGS._replace(steps=100)
+    calls = itertools.count()
+    (only,) = parabola_run(settings, stop=lambda: next(calls) >= 1)
+    step = 0.1 * loop.rate(0.01)
+    expected = np.array([3.0 - step, -2.0 + step])
+    np.testing.assert_allclose(only.learner.params, expected, rtol=1e-7)
+
+
+def test_the_rate_warms_up_and_ends_at_zero():
+    assert loop.rate(0) == 0
+    assert loop.rate(loop.WARM_UP) > 0.99
+    assert loop.rate(0.5) == pytest.approx(0.5)
+    assert loop.rate(1) == pytest.approx(0, abs=1e-15)
+    late = [loop.rate(k / 100) for k in range(2, 101)]
+    assert all(a > b for a, b in itertools.pairwise(late))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(value):
+    def loss(params, state, batch):
+        return jnp.where(state >= 2, value, jnp.sum(params)), state + 1
+
+    with pytest.raises(FloatingPointError, match="at step 3"):
+        parabola_run(SETTINGS, loss=loss)
+
+
+def tokens_model(algorithm):
+    cells = layers(jb.lstm, input_size=3, hidden_size=5, output_size=4)
+    cells[0] = jb.embedding(cells[0], vocabulary_size=4)
+    return stack(cells, algorithm=algorithm)
+
+
+def test_the_explicit_gradient_passes_the_check_and_a_wrong_one_does_not():
+    explicit, plain = (
+        losses.carried(tokens_model(a), losses.cross_entropy)
+        for a in (jb.bptt(block_length=4), jb.autodiff())
+    )
+    model = tokens_model(None)
+    params = model.init(jax.random.key(0))
+    window = next(text.training_windows(np.arange(40) % 4, 9, 3))
+    data = params, model.initial_state(params, (3,)), window
+    errors = check.gradient_errors(explicit, plain, *data)
+    assert len(errors) == len(jax.tree.leaves(params))
+    assert 0 < max(errors.values()) <= check.TOLERANCE["float64"]
+
+    def wrong(params, state, batch):
+        (layer,) = params
+        w_s = layer.cell.w_s
+        layer = layer._replace(cell=layer.cell._replace(w_s=w_s + 1e-6 * w_s**2))
+        return explicit((layer,), state, batch)
+
+    errors = check.gradient_errors(wrong, plain, *data)
+    assert max(errors.values()) > check.TOLERANCE["float64"]
+
+
+def test_bits_per_character_matches_one_pass_over_the_text():
+    model = tokens_model(None)
+    params = model.init(jax.random.key(0))
+    ids = np.random.default_rng(0).integers(0, 4, 31).astype(np.int32)
+    _, logits = model.apply(params, ids[:-1, None], model.initial_state(params, (1,)))
+    log_p = jax.nn.log_softmax(logits[:, 0])[np.arange(30), ids[1:]]
+    windows = text.held_out_windows(ids, 7, 1)
+    found = evaluate.bits_per_character(model, params, windows)
+    assert found == pytest.approx(-float(log_p.mean()) / math.log(2), rel=1e-12)
+
+
+def test_accuracy_is_the_share_of_largest_logits():
+    logits = jnp.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
+    assert evaluate.accuracy(logits, jnp.array([1, 0, 0])) == pytest.approx(2 / 3)
