@@ -19,7 +19,7 @@ def test_every_gated_cell_keeps_its_promises(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("constructor", [jb.elman, jb.lstm, jb.gru])
+@pytest.mark.parametrize("constructor", [jb.lstm, jb.gru])
 def test_in_narrow_types(constructor, dtype):
     cell = constructor(input_size=2, hidden_size=3, dtype=dtype)
     check_gated_step(cell, cell.init(jax.random.key(0)), np.ones(2, np.float32))

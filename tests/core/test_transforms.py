@@ -236,7 +236,9 @@ def test_permuting_the_batch_permutes_the_results(name):
     )
     (last_state, ys), (d_params, d_xs, d_state) = compiled(name, "bptt")(permuted)
     want_outputs, (want_params, want_xs, want_state) = compiled(name, "bptt")(p)
-    assert_close((last_state, ys), (permute(want_outputs[0], 0), permute(want_outputs[1], 1)), EXACT)
+    assert_close(
+        (last_state, ys), (permute(want_outputs[0], 0), permute(want_outputs[1], 1)), EXACT
+    )
     assert_close(d_params, want_params, EXACT)
     assert_close((d_xs, d_state), (permute(want_xs, 1), permute(want_state, 0)), EXACT)
 
@@ -261,4 +263,3 @@ def test_no_output_before_an_input_depends_on_it():
     for algorithm in ALGORITHMS:
         _, (_, d_xs, _) = compiled(name, algorithm)(p._replace(cotangents=early))
         assert np.all(np.any(d_xs[:4], axis=(1, 2))) and not np.any(d_xs[4:])
-
