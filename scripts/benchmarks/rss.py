@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Row, draw
@@ -28,17 +29,24 @@ def _grow(row, name, is_gradient, settings):
     peers = [peer for peer in settings.peers if peer == name]
     roster.absent(peers)
     before = _peak_bytes()
-    found = roster.competitors(row, settings.algorithms, peers)
-    competitor = next(c for c in found if c.name == name)
-    task = measure.GRADIENT if is_gradient else measure.FORWARD
-    prepared = competitor.prepare(draw(row), task, mesh)
-    prepared.call()
-    prepared.call()
+    with jax.enable_x64(row.dtype == "float64"):
+        found = roster.competitors(row, settings.algorithms, peers)
+        competitor = next(c for c in found if c.name == name)
+        task = measure.GRADIENT if is_gradient else measure.FORWARD
+        prepared = competitor.prepare(draw(row), task, mesh)
+        prepared.call()
+        prepared.call()
     return _peak_bytes() - before
 
 
 def _peak_bytes():
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux hands the peak that getrusage knows of down to a child, even one that runs another
+        # program; this one is the process's own.
+        (line,) = [s for s in status.read_text().splitlines() if s.startswith("VmHWM:")]
+        return 1024 * int(line.split()[1])
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,246 @@
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("bench")
+    sys.path.remove(str(SCRIPTS))
+
+
+def part(name):
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def run(bench, tmp_path, *argv):
+    path = tmp_path / "report.json"
+    # The script's user has JAX as it comes, and the peers need it that way.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        status = bench.main([*argv, "--smoke", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert {"schema", "mode", "command", "environment", "rows", "absent"} <= report.keys()
+    assert report["mode"] == argv[0]
+    assert report["environment"]["versions"]["jax"] == jax.__version__
+    assert report["environment"]["cores"] >= 1 and report["environment"]["cpu"]
+    assert report["rows"]
+    for row in report["rows"]:
+        assert {"cell", "T", "B", "I", "H", "dtype"} <= row.keys()
+    return status, report
+
+
+def timed(row):
+    return {c["name"]: c for c in row["competitors"]}
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """Peers that this environment has; haiku and torch are enough for a smoke run."""
+    return [n for n in ("haiku", "torch") if importlib.util.find_spec(n) is not None]
+
+
+def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
+    readme = tmp_path / "README.md"
+    begin, end = part("report").markers("grad")
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    plot = tmp_path / "plot.png"
+    argv = ["--cells", "lstm", "--peers", "haiku,torch"]
+    status, report = run(
+        bench, tmp_path, "grad", *argv, "--markdown", str(readme), "--plot", str(plot)
+    )
+    assert status == 0
+    (row,) = report["rows"]
+    assert row["flops"] == 3 * 2 * row["T"] * row["B"] * (row["I"] + row["H"]) * 4 * row["H"]
+    entries = timed(row)
+    assert list(entries) == ["jax_bptt bptt", "plain scan", "strong scan", *peers]
+    for entry in entries.values():
+        assert entry["refused"] is None
+        assert entry["error"] <= 1e-5
+        assert {"w_x", "w_s", "b", "xs", "ys"} == set(entry["errors"])
+        assert 0 < entry["seconds_q1"] <= entry["seconds"] <= entry["seconds_q3"]
+        assert entry["gflops"] == pytest.approx(row["flops"] / entry["seconds"] / 1e9)
+        assert entry["floor_share"] == pytest.approx(row["floor_s"] / entry["seconds"])
+        assert (entry["temp_bytes"] is None) == (entry["name"] == "torch")
+    assert entries["jax_bptt bptt"]["ratio"] == 1
+    assert set(report["absent"]) == {"haiku", "torch"} - set(peers)
+    assert report["summary"]["plain scan"]["rows"] == 1
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n| T, B, I, H | cell |")
+    assert (
+        text.endswith(f"{end}\nafter\n") and "old" not in text and "scripts/bench.py grad" in text
+    )
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "strong scan" in printed and "geometric mean" in printed and "floor" in printed
+
+
+def test_forward_and_step(bench, tmp_path):
+    status, report = run(bench, tmp_path, "forward", "--cells", "elman", "--peers", "none")
+    assert status == 0
+    assert set(timed(report["rows"][0])["plain scan"]["errors"]) == {"ys"}
+    status, report = run(bench, tmp_path, "step", "--cells", "gru", "--peers", "torch")
+    assert status == 0
+    assert list(timed(report["rows"][0]))[:2] == ["jax_bptt", "plain scan"]
+
+
+def test_memory_and_compile(bench, tmp_path):
+    status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "4096,4,3,8")
+    assert status == 0
+    entries = timed(report["rows"][0])
+    assert entries["plain scan"]["share_of_plain"] == 1
+    assert 0 < entries["jax_bptt bptt"]["share_of_plain"] < 1
+    shapes = "3,2,3,4;9,2,3,4"
+    status, report = run(bench, tmp_path, "compile", "--cells", "elman", "--shapes", shapes)
+    assert status == 0
+    assert [row["T"] for row in report["rows"]] == [3, 9]
+    assert timed(report["rows"][1])["plain scan"]["against_plain"] == 1
+
+
+def test_accuracy_in_both_precisions(bench, tmp_path):
+    status, report = run(bench, tmp_path, "accuracy", "--cells", "gru,lstm")
+    assert status == 0 and report["agrees"]
+    assert [row["dtype"] for row in report["rows"]] == ["float64", "float32"] * 2
+    for row in report["rows"]:
+        assert row["error"] == max(row["errors"].values())
+        assert 0 < row["error"] <= row["limit"]
+        assert ("b_n" in row["errors"]) == (row["cell"] == "gru")
+        assert {"w_x", "w_s", "b", "xs", "state"} <= set(row["errors"])
+
+
+def test_scaling_fits_slopes(bench, tmp_path):
+    plot = tmp_path / "plot.png"
+    argv = ["--cells", "elman", "--rounds", "1", "--plot", str(plot)]
+    status, report = run(bench, tmp_path, "scaling", *argv)
+    assert status == 0
+    assert {row["axis"] for row in report["rows"]} == {"T", "B", "H"}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    slope = part("scaling").slope
+    assert slope([1, 4, 16], [3.0, 6.0, 12.0]) == pytest.approx(0.5)
+
+
+def test_devices_split_the_batch(tmp_path):
+    path = tmp_path / "report.json"
+    argv = ["forward", "--smoke", "--cells", "elman", "--peers", "none", "--devices", "2", "--rss"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    command = [sys.executable, str(SCRIPTS / "bench.py"), *argv, "--json", str(path)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    report = json.loads(path.read_text())
+    assert report["mode"] == "forward" and report["environment"]["devices"] == 2
+    for entry in timed(report["rows"][0]).values():
+        assert entry["error"] <= 1e-5 and entry["rss_bytes"] > 0
+
+
+def test_who_disagrees_is_not_timed(bench, tmp_path, monkeypatch):
+    plain, data = part("plain"), part("data")
+    with jax.numpy_rank_promotion("allow"):
+        right = plain.reference(data.draw(data.Row("elman", 6, 4, 3, 5, "float32")), "elman")
+    argv = ["forward", "--cells", "elman", "--peers", "none"]
+
+    def wrong(weights, state, drive):
+        return jax.numpy.tanh(drive - state @ weights["w_s"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "reference", lambda data, equations: right)
+        patch.setitem(plain.STEPS, "elman", wrong)
+        status, report = run(bench, tmp_path, *argv)
+    entries = timed(report["rows"][0])
+    assert status == 0
+    assert "not timed" in entries["plain scan"]["refused"]
+    assert "seconds" not in entries["plain scan"] and "plain scan" not in report["summary"]
+    assert entries["jax_bptt bptt"]["refused"] is None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "reference", lambda data, equations: {"ys": -right["ys"]})
+        status, report = run(bench, tmp_path, *argv)
+    assert status == 1 and not report["agrees"]
+
+
+@pytest.mark.parametrize("name", ["flax", "nnx", "haiku", "equinox"])
+@pytest.mark.parametrize("cell", ["elman", "gru", "gru_reset_before", "lstm"])
+def test_peers_map_weights_back_and_forth(bench, name, cell):
+    roster, data, models = part("roster"), part("data"), part("models")
+    if roster.absent([name]):
+        pytest.skip(f"{name} is not installed")
+    row = data.Row(cell, 3, 2, 4, 5, "float32")
+    model = roster.jax_model(name, row)
+    if model is None:
+        assert cell in {"elman", "gru_reset_before"}
+        return
+    weights = data.draw(row).weights
+    back = models.host(model.unpack(model.pack(models.cast(weights, "float32"))))
+    for leaf in back:
+        # Haiku's forget gate is packed one lower, since its cell adds one.
+        shift = (
+            np.array([0, 1, 0, 0])[:, None] if (name, cell, leaf) == ("haiku", "lstm", "b") else 0
+        )
+        np.testing.assert_allclose(back[leaf] + shift, weights[leaf], atol=1e-6, err_msg=leaf)
+
+
+def test_errors_are_relative_to_the_largest_element():
+    errors = part("measure").errors
+    want = {"a": np.array([0.0, 4.0]), "zero": np.zeros(2)}
+    assert errors({"a": np.array([1.0, 4.0]), "zero": np.ones(2)}, want) == {"a": 0.25, "zero": 1.0}
+    assert errors({"a": np.zeros(3)}, want) == {"a": np.inf}
+    assert part("measure").refusal({"a": 1e-4}, "float32") is None
+    assert "error of b is 1.0e-01" in part("measure").refusal({"a": 0.0, "b": 0.1}, "float32")
+
+
+def test_summary_takes_the_fastest_peer_of_each_row():
+    row = {"cell": "gru", "T": 1, "B": 1, "I": 1, "H": 1, "dtype": "float32"}
+    rows = [
+        row | {"competitors": [{"name": "own", "ratio": 1.0}, {"name": "flax", "ratio": f}, h]}
+        for f, h in ((2.0, {"name": "haiku", "ratio": 4.0}), (8.0, {"name": "haiku", "ratio": 0.5}))
+    ]
+    summary = part("race").summary(rows, "own")
+    assert summary["flax"]["geometric_mean"] == pytest.approx(4.0)
+    fastest = summary["fastest of flax, nnx, haiku, equinox"]
+    assert fastest["geometric_mean"] == pytest.approx(1.0) and fastest["min"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--shapes", "1,2,3"], "T,B,I,H"),
+        (["--shapes", "1,2,3,0"], "T,B,I,H"),
+        (["--shapes", "a"], "T,B,I,H"),
+        (["--cells", "ltsm"], "no 'ltsm'; there are elman"),
+        (["--algorithms", "magic"], "no algorithm 'magic'"),
+        (["--algorithms", "bptt:block_length=0"], "block_length must be"),
+        (["--algorithms", "bptt:speed=9"], "speed"),
+        (["--algorithms", "bptt:block_length"], "name=number"),
+        (["--peers", "keras"], "no 'keras'"),
+        (["--rounds", "0"], "positive"),
+        (["--dtype", "int8"], "invalid choice"),
+        (["--json", "nowhere/report.json"], "no folder nowhere"),
+        (["--devices", "3", "--shapes", "4,2,3,4"], "does not divide"),
+        (["frobnicate"], "invalid choice"),
+        (["memory", "--rounds", "3"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_two(bench, capsys, argv, message):
+    try:
+        status = bench.main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_readme_without_markers(bench, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("no table here\n")
+    assert bench.main(["--smoke", "--markdown", str(readme)]) == 2
+    assert "bench grad" in capsys.readouterr().err
+    assert readme.read_text() == "no table here\n"
