@@ -77,7 +77,8 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
             )
             return (d_state, trees.add(d_weights, d_block)), d_xs
 
-        carry = d_last_state, trees.zero_gradient(weights)
+        d_weights = trees.vary_alike(trees.zero_gradient(weights), weights)
+        carry = d_last_state, d_weights
         (d_state, d_weights), d_xs = _scan_blocks(
             run, carry, firsts, (states, xs, d_ys), length, reverse=True
         )

@@ -54,9 +54,11 @@ def inputs(
     )
     params = _check_params(function, cell, params)
     xs, batch_shape = _check_xs(function, cell, xs)
-    weights = cell.prepare(params)
-    _check_dtype(function, weights, xs)
     state = _check_state(function, cell, params, xs, batch_shape, state)
+    arguments = params, xs, state
+    params, xs, state = trees.vary_alike(arguments, arguments)
+    weights = trees.vary_alike(cell.prepare(params), xs)
+    _check_dtype(function, weights, xs)
     _check_step(function, cell, weights, xs, state)
     return params, weights, xs, state
 

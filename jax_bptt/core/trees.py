@@ -93,3 +93,24 @@ def transposed_layout(tree: PyTree) -> Callable[[], PyTree]:
 
     laid_out = lax.optimization_barrier(jax.tree.map(lambda w: matrix(w).T, tree))
     return lambda: jax.tree.map(lambda t, w: t.T.reshape(w.shape), laid_out, tree)
+
+
+def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
+    """Give every leaf of `tree` all the mesh axes over which any leaf of `reference` varies.
+
+    Inside `jax.shard_map` the type of an array says over which mesh axes it differs, and a scan
+    wants a carry's type to stay the same. Weights are the same on every device and zeros are
+    constants; they meet data that is not. The transpose of the cast is the sum over devices, so
+    the gradient of replicated weights comes out summed. Elsewhere this does nothing.
+    """
+
+    def varying(leaf):
+        return jax.typeof(leaf).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(reference)))
+
+    def cast(leaf):
+        missing = tuple(sorted(axes - varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)

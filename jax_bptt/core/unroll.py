@@ -74,7 +74,8 @@ def _backward(cell, algorithm, residuals, cotangents):
         d_ys = None
     else:
         d_ys = _materialize(d_ys)
-    return algorithm.backward(cell, residuals, _materialize(d_last_state), d_ys)
+    d_last_state = trees.vary_alike(_materialize(d_last_state), residuals)
+    return algorithm.backward(cell, residuals, d_last_state, d_ys)
 
 
 # Symbolic zeros tell a loss on the last state from one on the outputs, which spares the former
@@ -126,7 +127,8 @@ def bptt_gradients(
 
     Returns:
       (d_params, d_xs, d_state), like params, xs and state, with None at leaves without a
-      gradient (integer tokens).
+      gradient (integer tokens). Inside `jax.shard_map` they are those of this device's data; sum
+      d_params over the mesh with `jax.lax.psum`.
 
     Raises:
       TypeError: an argument is of the wrong kind, structure or dtype.
