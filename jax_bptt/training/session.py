@@ -149,7 +149,8 @@ def _train(
                 shown[job.curve] = f"{recent * job.per_nat:.3f}"
             if last.step > 1:
                 speed = (last.step - 1) * job.units_per_step / last.seconds
-            bar.set_postfix({**shown, f"{job.unit}/s": f"{speed:,.0f}"}, refresh=False)
+            # The first step is shown at once: it says that compilation is over.
+            bar.set_postfix({**shown, f"{job.unit}/s": f"{speed:,.0f}"}, refresh=last.step == 1)
             bar.update()
     return losses, last, speed
 
