@@ -81,14 +81,18 @@ def _settings(args, peers):
     return race.Settings(args.algorithms, peers, args.rounds, devices, resident, side)
 
 
+def _show(row):
+    print("\n" + report.text(report.race_row(row)), flush=True)
+
+
 def _race(args, rows, peers):
     with _progress(len(rows) * args.rounds) as tick:
-        return race.run(args.mode, rows, _settings(args, peers), tick)
+        return race.run(args.mode, rows, _settings(args, peers), tick, _show)
 
 
 def _step(args, rows, peers):
     with _progress(len(rows) * args.rounds) as tick:
-        return streaming.run(rows, _settings(args, peers), tick)
+        return streaming.run(rows, _settings(args, peers), tick, _show)
 
 
 def _compile(args, rows, _):
@@ -335,43 +339,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     missing = roster.absent(getattr(args, "peers", []))
     peers = [name for name in getattr(args, "peers", []) if name not in missing]
-    load = environment.load()
+    described = environment.describe(devices)
+    heading = _heading(described, missing, left_out)
+    print("\n".join(heading), flush=True)
     with jax.enable_x64(getattr(args, "dtype", "float32") == "float64"):
         results = mode.run(args, rows, peers)
     document = {
         "schema": 1,
         "mode": args.mode,
         "command": shlex.join(["python", "scripts/bench.py", *argv]),
-        "environment": environment.describe(devices),
-        "load_before": load,
+        "environment": described,
         "rounds": getattr(args, "rounds", None),
         "absent": missing,
         "left_out": [list(shape) for shape in left_out],
         **results,
     }
-    _publish(document, mode, args)
-    return 0 if document.get("agrees", True) else 1
-
-
-def _publish(document, mode, args):
-    lines = [environment.sentence(document["environment"])]
-    lines += [f"absent: {name}, {reason}" for name, reason in document["absent"].items()]
-    lines += [
-        f"left out: {tuple(shape)}, whose batch {args.devices} devices do not divide"
-        for shape in document["left_out"]
-    ]
-    if (load := document["load_before"]) and load > 0.5:
-        lines.append(f"other processes kept {load} cores busy before the start")
-    print("\n".join(lines))
     for table in mode.tables(document):
         print("\n" + report.text(table))
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if args.markdown is not None:
-        caption = "\n".join([*(line + "  " for line in lines), f"`{document['command']}`"])
+        caption = "  \n".join([*heading, f"`{document['command']}`"])
         report.write_markdown(args.markdown, args.mode, mode.readme(document), caption)
     if getattr(args, "plot", None) is not None and mode.plot is not None:
         mode.plot(document, args.plot)
+    return 0 if document.get("agrees", True) else 1
+
+
+def _heading(described, missing, left_out):
+    """Return the lines that say where this ran, and who and what is missing from it."""
+    lines = [environment.sentence(described)]
+    lines += [f"absent: {name}, {reason}" for name, reason in missing.items()]
+    lines += [f"left out: {shape}, whose batch the devices do not divide" for shape in left_out]
+    if (load := described["load_before"]) and load > 0.5:
+        lines.append(f"other processes wanted {load} cores over the minute before the start")
+    return lines
 
 
 if __name__ == "__main__":

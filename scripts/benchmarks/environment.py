@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def load() -> float | None:
-    """Return how many processes wanted a core over the last minute, where the system tells."""
+    """Return how many cores other processes wanted over the last minute, where that is known."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
@@ -59,6 +59,7 @@ def describe(devices: int) -> dict[str, Any]:
         "cpu": processor(),
         "cores": cores(),
         "system": platform.system(),
+        "load_before": load(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
     }

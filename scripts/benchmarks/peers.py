@@ -71,7 +71,9 @@ def flax_nnx(row: Row) -> Model | None:
     if row.cell not in cells:
         return None
     dtype = jnp.dtype(row.dtype)
-    cell = cells[row.cell](row.I, row.H, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    # Its weights are replaced; the default initialiser knows no bfloat16.
+    settings = {"param_dtype": dtype, "recurrent_kernel_init": nnx.initializers.zeros_init()}
+    cell = cells[row.cell](row.I, row.H, dtype=dtype, rngs=nnx.Rngs(0), **settings)
     graph, state, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     layout = jax.tree.structure(state)
     biased = "dense_h" if row.cell == "lstm" else "dense_i"

@@ -36,11 +36,18 @@ class Settings(NamedTuple):
 TASKS = {"grad": measure.GRADIENT, "forward": measure.FORWARD}
 
 
-def run(mode: str, rows: list[Row], settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Run all rows; return the JSON report's `rows` and `summary`."""
+def run(
+    mode: str,
+    rows: list[Row],
+    settings: Settings,
+    tick: Callable[[], Any],
+    show: Callable[[dict[str, Any]], Any],
+) -> dict[str, Any]:
+    """Run all rows, `show` each when it is done, and return the JSON report."""
     results = []
     for row in rows:
         results.append(run_row(row, TASKS[mode], settings, tick))
+        show(results[-1])
     return report(results, roster.own_name(settings.algorithms[0]))
 
 

@@ -56,20 +56,22 @@ def markers(mode: str) -> tuple[str, str]:
     return f"<!-- bench {mode} -->", f"<!-- end of bench {mode} -->"
 
 
+def race_row(row: dict[str, Any]) -> Table:
+    """Return the table of one row of `grad`, `forward` or `step`, a line per competitor."""
+    has_floor = row.get("floor_s") is not None
+    title = _label(row)
+    header = ["competitor", "ms", "quartiles"]
+    if has_floor:
+        gflop, floor = row["flops"] / 1e9, row["floor_s"]
+        title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
+        header += ["GFLOP/s", "share of floor", "temp MiB", "resident MiB", "compile s"]
+    header += ["error", "time / own", "note"]
+    return Table(title, header, [_race_line(c, has_floor) for c in row["competitors"]])
+
+
 def race(report: dict[str, Any]) -> list[Table]:
-    """Return one table per row of `grad`, `forward` or `step`, and the summary of ratios."""
-    tables = []
-    for row in report["rows"]:
-        has_floor = row.get("floor_s") is not None
-        title = _label(row)
-        header = ["competitor", "ms", "quartiles"]
-        if has_floor:
-            gflop, floor = row["flops"] / 1e9, row["floor_s"]
-            title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
-            header += ["GFLOP/s", "share of floor", "temp MiB", "resident MiB", "compile s"]
-        header += ["error", "time / own", "note"]
-        tables.append(Table(title, header, [_race_line(c, has_floor) for c in row["competitors"]]))
-    return [*tables, ratios(report["summary"])]
+    """Return the summary of `grad`, `forward` or `step`, whose rows are shown as they come."""
+    return [ratios(report["summary"])]
 
 
 def _race_line(c, has_floor):

@@ -18,9 +18,18 @@ SHAPES = ((64, 1, 64, 128), (64, 1, 128, 256), (64, 1, 512, 1024))
 """Default (T, B, I, H); a turn of the benchmark takes the T steps of a sequence one by one."""
 
 
-def run(rows: list[Row], settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Time a step of every competitor on every row; return the JSON report."""
-    return report([run_row(row, settings, tick) for row in rows], roster.OWN)
+def run(
+    rows: list[Row],
+    settings: Settings,
+    tick: Callable[[], Any],
+    show: Callable[[dict[str, Any]], Any],
+) -> dict[str, Any]:
+    """Time a step of every competitor on every row, `show` each row; return the JSON report."""
+    results = []
+    for row in rows:
+        results.append(run_row(row, settings, tick))
+        show(results[-1])
+    return report(results, roster.OWN)
 
 
 def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
