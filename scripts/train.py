@@ -51,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
             help=about,
             description=about,
             epilog=EXIT_STATUS,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         _common_options(sub, hidden=hidden, batch=batch, steps=steps, rate=rate)
         return sub
@@ -61,18 +60,44 @@ def parser() -> argparse.ArgumentParser:
     )
     add = chars.add_argument
     add("--text", nargs="+", metavar="FILE", help="UTF-8 text in place of the Python reference")
-    add("--embedding", type=whole, default=64, metavar="N", help="size of a character's vector")
-    add("--window", type=whole, default=64, metavar="T", help="steps between updates")
-    add("--order", type=whole, default=3, metavar="N", help="of the n-gram to be compared with")
-    add("--sample", type=count, default=400, metavar="N", help="characters to write at the end")
-    add("--temperature", type=positive, default=0.8, metavar="X", help="of the sample")
+    add(
+        "--embedding",
+        type=whole,
+        default=64,
+        metavar="N",
+        help="size of a character's vector (%(default)s)",
+    )
+    add("--window", type=whole, default=64, metavar="T", help="steps between updates (%(default)s)")
+    add(
+        "--order",
+        type=whole,
+        default=3,
+        metavar="N",
+        help="of the n-gram to be compared with (%(default)s)",
+    )
+    add(
+        "--sample",
+        type=count,
+        default=400,
+        metavar="N",
+        help="characters to write at the end (%(default)s)",
+    )
+    add(
+        "--temperature", type=positive, default=0.8, metavar="X", help="of the sample (%(default)s)"
+    )
 
     adding = job("adding", "the adding problem", hidden=64, batch=50, steps=2000, rate=5e-3)
-    adding.add_argument("--length", type=whole, default=50, metavar="T", help="of the sequences")
+    adding.add_argument(
+        "--length", type=whole, default=50, metavar="T", help="of the sequences (%(default)s)"
+    )
 
     copy = job("copy", "the copy task", hidden=128, batch=50, steps=3000, rate=5e-3)
-    copy.add_argument("--delay", type=whole, default=10, metavar="D", help="before the answer")
-    copy.add_argument("--symbols", type=whole, default=5, metavar="M", help="to be remembered")
+    copy.add_argument(
+        "--delay", type=whole, default=10, metavar="D", help="before the answer (%(default)s)"
+    )
+    copy.add_argument(
+        "--symbols", type=whole, default=5, metavar="M", help="to be remembered (%(default)s)"
+    )
 
     digits = job("digits", "handwritten digits", hidden=64, batch=50, steps=2000, rate=5e-3)
     digits.add_argument("--pixels", action="store_true", help="64 steps of a pixel, not 8 of a row")
@@ -83,12 +108,36 @@ def _common_options(
     sub: argparse.ArgumentParser, *, hidden: int, batch: int, steps: int, rate: float
 ) -> None:
     add = sub.add_argument
-    add("--cell", choices=CELLS, default="lstm", help="the recurrent cell")
-    add("--hidden", type=whole, default=hidden, metavar="H", help="units of a layer")
-    add("--layers", type=whole, default=1, metavar="N", help="cells on top of one another")
-    add("--batch", type=whole, default=batch, metavar="B", help="sequences side by side")
-    add("--learning-rate", type=positive, default=rate, metavar="X", help="highest, of Adam")
-    add("--clip", type=positive, default=1.0, metavar="X", help="gradient norm; inf for no limit")
+    add("--cell", choices=CELLS, default="lstm", help="recurrent cell (%(default)s)")
+    add("--hidden", type=whole, default=hidden, metavar="H", help="units of a layer (%(default)s)")
+    add(
+        "--layers",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="cells on top of one another (%(default)s)",
+    )
+    add(
+        "--batch",
+        type=whole,
+        default=batch,
+        metavar="B",
+        help="sequences side by side (%(default)s)",
+    )
+    add(
+        "--learning-rate",
+        type=positive,
+        default=rate,
+        metavar="X",
+        help="highest, of Adam (%(default)s)",
+    )
+    add(
+        "--clip",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="gradient norm; inf for no limit (%(default)s)",
+    )
     add("--steps", type=whole, metavar="N", help=f"updates ({steps} if no --seconds are given)")
     add(
         "--seconds",
@@ -100,11 +149,16 @@ def _common_options(
         "--precision",
         choices=("float32", "float64", "bfloat16"),
         default="float32",
-        help="of the weights; bfloat16: of the products, over float32 parameters",
+        help="of the weights; bfloat16: of products, over float32 parameters (%(default)s)",
     )
-    add("--algorithm", choices=("bptt", "autodiff"), default="bptt", help="for the gradient")
+    add(
+        "--algorithm",
+        choices=("bptt", "autodiff"),
+        default="bptt",
+        help="for the gradient (%(default)s)",
+    )
     add("--block-length", type=whole, metavar="K", help="steps of a block of bptt")
-    add("--seed", type=count, default=0, metavar="N", help="of all randomness")
+    add("--seed", type=count, default=0, metavar="N", help="of all randomness (%(default)s)")
     add("--check", action="store_true", help="compare the gradient with jax.grad's first")
     add("--plot", metavar="FILE", help="draw the learning curve (.png, .svg, .pdf)")
     add("--json", metavar="FILE", help="write the results for machines")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax_bptt.core.types import PyTree
 from jax_bptt.training.losses import Loss
 
-TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.05}
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}
 """Largest relative error of a gradient that rounding explains, by the dtype of the products.
 
 Both gradients sum the same terms in different orders, so that they differ by some tens of units in

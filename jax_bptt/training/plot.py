@@ -1,13 +1,24 @@
 """Drawings of a run. Needs matplotlib, the extra `plot`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from jax_bptt.training.errors import InputError, optional_module
+from jax_bptt.training.errors import InputError, optional_module, require
 
 SMOOTHING = 50
 """Steps over which the drawn curve is a running mean."""
+
+
+def require_format(path: str) -> None:
+    """Raise `InputError` unless a plot can be drawn into a file of this name."""
+    figure = optional_module("matplotlib.figure", extra="plot").Figure()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    require(
+        Path(path).suffix.removeprefix(".").lower() in known,
+        f"cannot draw into {path}: its ending is none of {', '.join(known)}",
+    )
 
 
 def learning_curve(
@@ -37,5 +48,5 @@ def learning_curve(
     axes.legend()
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write the plot {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot write the plot {path}: {error.strerror}") from error

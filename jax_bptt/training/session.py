@@ -204,10 +204,11 @@ def _require_outputs(options: Options) -> None:
     """Raise before the work, not after it, for what would fail at the end."""
     optional_module("tqdm", extra="train")
     if options.plot:
-        optional_module("matplotlib", extra="plot")
+        plot.require_format(options.plot)
     for path in filter(None, (options.plot, options.json)):
         folder = Path(path).parent
         require(folder.is_dir(), f"cannot write {path}: there is no folder {folder}")
+        require(not Path(path).is_dir(), f"cannot write {path}: it is a folder")
 
 
 def _describe(settings: loop.Settings) -> str:
