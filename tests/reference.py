@@ -44,13 +44,15 @@ def unroll(xp, reference, params, state, xs, batch_shape):
 
 
 def is_inexact(a):
-    return np.issubdtype(np.result_type(a), np.inexact)
+    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def pair(xp, cotangents, outputs):
     """Return Re sum(c * y) over the cotangents that are not None: a loss that has just these."""
-    cotangents = jax.tree.leaves(cotangents, is_leaf=lambda c: c is None)
-    pairs = zip(cotangents, jax.tree.leaves(outputs), strict=True)
+    cotangents, outputs = (
+        jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None) for tree in (cotangents, outputs)
+    )
+    pairs = zip(cotangents, outputs, strict=True)
     return sum(xp.real(xp.sum(xp.asarray(c) * y)) for c, y in pairs if c is not None)
 
 

@@ -182,7 +182,7 @@ def test_donated_arguments(name):
 @pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
 def test_shard_map_over_the_batch(name, inside):
     p = problem(name)
-    mesh = jax.make_mesh((2,), ("batch",))
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = p._replace(
         params=P(), xs=P(None, "batch"), state=P("batch"), cotangents=(P("batch"), P(None, "batch"))
     )
@@ -226,7 +226,7 @@ def test_permuting_the_batch_permutes_the_results(name):
     order = np.array([3, 0, 5, 1, 4, 2])
 
     def permute(tree, axis):
-        return jax.tree.map(lambda a: np.take(a, order, axis), tree)
+        return jax.tree.map(lambda a: np.take(np.asarray(a), order, axis), tree)
 
     d_last_state, d_ys = p.cotangents
     permuted = p._replace(

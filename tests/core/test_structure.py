@@ -1,0 +1,104 @@
+"""What `jax.grad` of `unroll` is made of: a reverse scan without the weights' products."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from tests.core.jaxprs import equations, live, scans, subjaxprs
+
+# Sizes of which no two products agree, so that a shape tells what an array is.
+I, H, B, T = 2, 7, 5, 10  # noqa: E741 - the axis letters of the package
+
+CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before]
+each_constructor = pytest.mark.parametrize("constructor", CONSTRUCTORS)
+
+
+def _traced(constructor, algorithm, steps=T):
+    cell = constructor(input_size=I, hidden_size=H)
+    params = cell.init(jax.random.key(0))
+
+    def loss(params, xs):
+        return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+    return jax.make_jaxpr(jax.grad(loss))(params, np.ones((steps, B, I))), params
+
+
+def _innermost_reverse(jaxpr):
+    reverse = [eqn for eqn in scans(jaxpr) if eqn.params["reverse"]]
+    return [eqn for eqn in reverse if not scans(eqn.params["jaxpr"].jaxpr)]
+
+
+def _sizes(variables):
+    return {math.prod(v.aval.shape) for v in variables}
+
+
+def _weight_sizes(params):
+    """Sizes of w_x and w_s and of each gate's part of them."""
+    gates = params.w_s.shape[1]
+    return {rows * H * g for rows in (I, H) for g in range(1, gates + 1)}
+
+
+def _breaches(jaxpr, params):
+    """Return the weight-sized products and accumulators of the innermost reverse scans."""
+    found = []
+    for scan in _innermost_reverse(jaxpr):
+        body = scan.params["jaxpr"].jaxpr
+        carried = body.outvars[: scan.params["num_carry"]]
+        products = [eqn for eqn in equations(body) if eqn.primitive.name == "dot_general"]
+        produced = [v for eqn in products for v in eqn.outvars]
+        found += _sizes([*carried, *produced]) & _weight_sizes(params)
+    return found
+
+
+@each_constructor
+@pytest.mark.parametrize("block_length", [None, 1, 4])
+def test_the_reverse_scan_holds_no_weight_gradient(constructor, block_length):
+    jaxpr, params = _traced(constructor, jb.bptt(block_length=block_length))
+    assert _innermost_reverse(jaxpr.jaxpr), "there is an explicit reverse scan"
+    assert _breaches(jaxpr.jaxpr, params) == []
+
+
+@each_constructor
+def test_the_check_finds_them_in_the_plain_scan(constructor):
+    jaxpr, params = _traced(constructor, jb.autodiff())
+    assert _breaches(jaxpr.jaxpr, params) != []
+
+
+@pytest.mark.parametrize("constructor", [jb.elman, jb.lstm, jb.gru])
+def test_a_gated_cell_has_one_product_per_reverse_step(constructor):
+    jaxpr, _ = _traced(constructor, jb.bptt())
+    (scan,) = _innermost_reverse(jaxpr.jaxpr)
+    kept = live(scan.params["jaxpr"].jaxpr)
+    kept += [e for eqn in kept for inner in subjaxprs(eqn) for e in equations(inner)]
+    names = [eqn.primitive.name for eqn in kept]
+    assert names.count("dot_general") == 1
+    assert not {"tanh", "logistic", "exp"} & set(names), "the Jacobians are made ahead of the scan"
+
+
+@each_constructor
+def test_the_program_does_not_grow_with_the_sequence(constructor):
+    lengths = [
+        sum(1 for _ in equations(_traced(constructor, jb.bptt(block_length=5), steps)[0].jaxpr))
+        for steps in (10, 1000)
+    ]
+    assert lengths[0] == lengths[1]
+
+
+def test_a_loss_on_the_last_state_pulls_nothing_through_the_readout():
+    cell = jb.lstm(input_size=I, hidden_size=H, output_size=5)
+    params, xs = cell.init(jax.random.key(0)), np.ones((T, B, I))
+
+    def count(loss):
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+        products = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
+        return sum(5 in v.aval.shape for eqn in products for v in eqn.invars)
+
+    run = functools.partial(jb.unroll, cell, xs=xs)
+    on_last = count(lambda params: run(params)[0].h.sum())
+    on_outputs = count(lambda params: run(params)[1].sum())
+    assert on_last < on_outputs
