@@ -169,7 +169,7 @@ def print_walk(example: Example, computed: Gradients) -> None:
                 print(f"    {row}")
         summed, whole = terms[name].sum(axis=0)[:, 0], total[name][:, 0]
         print()
-        print_beside(**{f"sum of the {last} terms": summed, "jax.grad": whole})
+        print_beside(**{"their sum": summed, "jax.grad": whole})
         gap = largest_gap(summed, whole)
         print(f"    largest difference, sum and jax.grad:                      {gap:.1e}")
         print(f"    largest difference, a term and its chain multiplied out:   {worst:.1e}")

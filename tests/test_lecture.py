@@ -183,7 +183,7 @@ def test_the_script_prints_the_lecture(capsys, tmp_path):
         for i in 1, 2, 3:
             got = printed_under(output, f"{letter}: the sum", f"s_{i} term = ", size)
             assert got.shape == size and np.all(np.abs(got - terms[name][i - 1]) <= last_digit)
-        got = printed_under(output, f"{letter}: the sum", "sum of the 3 terms", size)
+        got = printed_under(output, f"{letter}: the sum", "their sum", size)
         assert got.shape == size and np.all(np.abs(got - terms[name].sum(axis=0)) <= last_digit)
     one_path = printed_under(output, "Ws, the naive way", "one path", (3, 3))
     assert np.all(np.abs(one_path - terms["w_s"][2]) <= last_digit)
