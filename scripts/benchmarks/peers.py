@@ -147,7 +147,7 @@ def haiku(row: Row) -> Model | None:
     pack, unpack = packs.get(row.cell, _haiku_gru)(row)
     model = Model(pack, unpack, run, start, step)
     if row.cell == "elman":
-        return model._replace(equations="elman_relu", note="relu, not tanh")
+        return model._replace(equations="elman_relu", note="relu, not tanh; error by mean square")
     if row.cell == "gru":
         return model._replace(equations="gru_reset_before", note="resets before the product")
     return model

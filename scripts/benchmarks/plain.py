@@ -58,6 +58,9 @@ STEPS: dict[str, Callable] = {
 }
 """Equations by name: the cells of the benchmark, and variants that some rival computes instead."""
 
+KINKED = ("elman_relu",)
+"""Equations whose derivative jumps, so that rounding alone can change an element of a gradient."""
+
 
 def start(weights: Weights, batch: int) -> Any:
     """Return a state of zeros: [B, H], and two of them for an LSTM."""

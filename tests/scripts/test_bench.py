@@ -192,6 +192,8 @@ def test_errors_are_relative_to_the_largest_element():
     want = {"a": np.array([0.0, 4.0]), "zero": np.zeros(2)}
     assert errors({"a": np.array([1.0, 4.0]), "zero": np.ones(2)}, want) == {"a": 0.25, "zero": 1.0}
     assert errors({"a": np.zeros(3)}, want) == {"a": np.inf}
+    mean = part("measure").root_mean_square
+    assert errors({"a": np.array([3.0, 4.0])}, want, mean) == {"a": pytest.approx(0.75)}
     assert part("measure").refusal({"a": 1e-4}, "float32") is None
     assert "error of b is 1.0e-01" in part("measure").refusal({"a": 0.0, "b": 0.1}, "float32")
 
