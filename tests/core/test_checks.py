@@ -1,0 +1,313 @@
+"""Every way of holding it wrong: the error names function, argument, both shapes, the way out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+
+T, B, I, H, V = 8, 2, 3, 4, 5  # noqa: E741 - the axis letters of the package
+SIZES: dict[str, int] = dict(input_size=I, hidden_size=H)
+
+LSTM = jb.lstm(**SIZES)
+ELMAN = jb.elman(**SIZES)
+TOKENS = jb.embedding(LSTM, vocabulary_size=V)
+XS = np.ones((T, B, I))
+HIDDEN = np.zeros((B, H))
+STATE = jb.LSTMState(HIDDEN, HIDDEN)
+
+
+def params(cell, dtype=None):
+    made = cell.init(jax.random.key(0))
+    return made if dtype is None else jax.tree.map(lambda p: p.astype(dtype), made)
+
+
+def check(call, error, *pieces):
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message, "one line"
+    for piece in pieces:
+        assert piece in message, f"{piece!r} is missing from {message!r}"
+
+
+# xs and state: (cell, xs, state, error, what the message has to contain)
+INPUTS = {
+    "a single input": (LSTM, np.ones(I), None, ValueError, "xs.shape=(3,)", "[T, *batch, 3]"),
+    "a scalar": (LSTM, 1.0, None, ValueError, "xs.shape=()", "time is the first axis"),
+    "input size": (
+        LSTM,
+        np.ones((T, B, 5)),
+        None,
+        ValueError,
+        "(8, 2, 5)",
+        "(3,)",
+        "Make the cell",
+    ),
+    "batch-major xs": (
+        *(LSTM, np.ones((B, T, I)), STATE, ValueError),
+        *("xs.shape=(2, 8, 3)", "state.h.shape=(2, 4)", "jnp.swapaxes(xs, 0, 1)"),
+    ),
+    "batch-major xs, simple state": (
+        *(ELMAN, np.ones((B, T, I)), HIDDEN, ValueError),
+        *("xs.shape=(2, 8, 3)", "state.shape=(2, 4)", "jnp.swapaxes(xs, 0, 1)"),
+    ),
+    "batch-major tokens": (
+        *(TOKENS, np.ones((B, T), np.int32), STATE, ValueError),
+        *("xs.shape=(2, 8)", "(2, 4)", "jnp.swapaxes(xs, 0, 1)"),
+    ),
+    "state without its batch": (
+        *(ELMAN, XS, np.zeros(H), ValueError),
+        *("state.shape=(4,)", "(2, 4)", "xs.shape=(8, 2, 3)", "cell.initial_state(params, (2,))"),
+    ),
+    "state of another size": (
+        *(ELMAN, XS, np.zeros((B, 5)), ValueError, "state.shape=(2, 5)", "(2, 4)"),
+    ),
+    "state of another cell": (LSTM, XS, HIDDEN, TypeError, "state has the structure", "LSTMState"),
+    "LSTM state to another cell": (ELMAN, XS, STATE, TypeError, "state", "LSTMState"),
+    "state as a plain tuple": (LSTM, XS, tuple(STATE), TypeError, "state", "LSTMState"),
+    "float32 state": (
+        *(ELMAN, XS, np.zeros((B, H), np.float32), TypeError, "state has dtype float32"),
+        *("carries float64", "astype"),
+    ),
+    "integer state": (
+        *(ELMAN, XS, np.zeros((B, H), int), TypeError, "state has dtype int64", "carries float64"),
+    ),
+    "float32 xs": (
+        *(LSTM, XS.astype(np.float32), None, TypeError, "xs has dtype float32"),
+        *("weights have float64", "xs.astype", "dtype="),
+    ),
+    "integers to a float cell": (
+        *(LSTM, np.ones((T, B), int), None, TypeError, "xs has dtype int64"),
+        *("floating-point", "jb.embedding(cell, vocabulary_size=...)"),
+    ),
+    "booleans": (LSTM, XS > 0, None, TypeError, "xs has dtype bool", "xs.astype"),
+    "complex xs": (LSTM, XS + 0j, None, TypeError, "xs has dtype complex128", "floating-point"),
+    "floats to an embedding": (
+        *(TOKENS, np.ones((T, B)), None, TypeError, "xs has dtype float64", "integer inputs"),
+        "xs.astype('int32')",
+    ),
+    "no arrays": (LSTM, (), None, TypeError, "xs has the structure", "input_spec"),
+    "None for xs": (LSTM, None, None, TypeError, "xs has the structure", "input_spec"),
+    "a list of arrays": (LSTM, list(XS), None, TypeError, "xs has the structure", "input_spec"),
+    "a dict of arrays": (LSTM, {"x": XS}, None, TypeError, "xs has the structure", "input_spec"),
+    "the algorithm for a state": (LSTM, XS, jb.bptt(), TypeError, "state has the structure"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_inputs(case):
+    cell, xs, state, error, *pieces = INPUTS[case]
+    check(lambda: jb.unroll(cell, params(cell), xs, state), error, "unroll: ", *pieces)
+
+
+# params: (made by, error, pieces)
+PARAMS = {
+    "a key": (lambda: jax.random.key(0), TypeError, "PRNG key", "params = cell.init(key)"),
+    "keys in a list": (lambda: [jax.random.key(0)], TypeError, "params = cell.init(key)"),
+    "an old key": (lambda: jax.random.PRNGKey(0), TypeError, "cell.init"),
+    "None": (lambda: None, TypeError, "params has the structure", "cell.init"),
+    "a plain tuple": (lambda: tuple(params(LSTM)), TypeError, "structure", "Params"),
+    "of a GRU": (lambda: params(jb.gru(**SIZES)), TypeError, "GRUParams", "Params"),
+    "of a simple cell": (
+        *(lambda: params(ELMAN), ValueError, "params.w_x", "(3, 1, 4)", "(3, 4, 4)"),
+        "params = cell.init(key)",
+    ),
+    "of another size": (
+        *(lambda: params(jb.lstm(input_size=I, hidden_size=6)), ValueError),
+        *("params.w_x", "(3, 4, 6)", "(3, 4, 4)", "params = cell.init(key)"),
+    ),
+    "with a readout": (
+        *(lambda: params(jb.lstm(**SIZES, output_size=2)), TypeError),
+        *("params has the structure", "cell.init"),
+    ),
+    "several sets": (
+        *(lambda: jax.tree.map(lambda p: p[None], params(LSTM)), ValueError),
+        *("params.w_x", "(1, 3, 4, 4)", "jax.vmap"),
+    ),
+    "integers": (lambda: params(LSTM, int), TypeError, "params.w_x has dtype int64", "float64"),
+    "float32": (
+        *(lambda: params(LSTM, jnp.float32), TypeError),
+        *("xs has dtype float64", "weights have float32", "xs.astype", "dtype="),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARAMS)
+def test_params(case):
+    make, error, *pieces = PARAMS[case]
+    check(lambda: jb.unroll(LSTM, make(), XS), error, "unroll: ", *pieces)
+
+
+@pytest.mark.parametrize("cell", [jb.lstm, None, "lstm", params])
+def test_what_is_no_cell(cell):
+    check(lambda: jb.unroll(cell, None, XS), TypeError, "unroll: cell must be a Cell", "jb.lstm")
+
+
+def test_the_constructor_uncalled_is_named():
+    check(lambda: jb.unroll(jb.lstm, None, XS), TypeError, "got the function lstm")
+
+
+@pytest.mark.parametrize("function", [jb.unroll, jb.bptt_gradients])
+@pytest.mark.parametrize("algorithm", [jb.bptt, "bptt", jb.bptt_gradients])
+def test_what_is_no_algorithm(function, algorithm):
+    check(
+        lambda: function(LSTM, params(LSTM), XS, algorithm=algorithm),
+        TypeError,
+        f"{function.__name__}: algorithm must be an Algorithm",
+        "jb.bptt()",
+    )
+
+
+@pytest.mark.parametrize("block_length", [0, -1, 2.5, "3"])
+def test_block_length(block_length):
+    pieces = "bptt: block_length must be a positive number of steps", repr(block_length)
+    check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
+
+
+CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before]
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@pytest.mark.parametrize("argument", ["input_size", "hidden_size", "output_size"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "3"])
+def test_sizes(constructor, argument, size):
+    pieces = f"{constructor.__name__}: {argument} must be a positive integer", repr(size)
+    check(lambda: constructor(**(SIZES | {argument: size})), ValueError, *pieces)
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_dtypes(constructor, dtype):
+    pieces = f"{constructor.__name__}: dtype must be a floating dtype such as jnp.float32", "got"
+    check(lambda: constructor(**SIZES, dtype=dtype), TypeError, *pieces)
+
+
+def _own(step, **changed):
+    made = dict(
+        init=lambda key: jnp.ones(I),
+        initial_state=lambda p, batch_shape: jnp.zeros((*batch_shape, I)),
+        input_shape=(I,),
+    )
+    return jb.from_step(step, **(made | changed))
+
+
+STEPS = {
+    "shape": (lambda w, s, x: s[..., :2], "state from float64[2, 3] to float64[2, 2]"),
+    "dtype": (
+        lambda w, s, x: s.astype(jnp.float32),
+        "state from float64[2, 3] to float32[2, 3]",
+    ),
+    "structure": (lambda w, s, x: (s, s), "the state that cell.step returns has the structure"),
+    "nothing": (lambda w, s, x: None, "the state that cell.step returns has the structure"),
+    "number": (lambda w, s, x: 0.0, "state from float64[2, 3] to float64[]"),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_that_changes_the_state(case):
+    step, piece = STEPS[case]
+    cell = _own(step)
+    check(lambda: jb.unroll(cell, params(cell), XS), TypeError, "unroll: ", piece)
+
+
+def test_an_initial_state_without_the_batch():
+    cell = _own(lambda w, s, x: s + x, initial_state=lambda p, batch_shape: jnp.zeros(I))
+    pieces = "unroll: cell.step changes state from float64[3] to float64[2, 3]", "batch shape of xs"
+    with jax.numpy_rank_promotion("allow"):
+        check(lambda: jb.unroll(cell, params(cell), XS), TypeError, *pieces)
+
+
+def test_leaves_of_xs_that_disagree():
+    spec = {k: jax.ShapeDtypeStruct((I,), jnp.float32) for k in "ab"}
+    cell = _own(lambda w, s, x: s + x["a"] * x["b"], input_shape=None, input_spec=spec)
+    xs = {"a": XS, "b": XS[:3]}
+    pieces = "unroll: the leaves of xs disagree", "xs['a'] has (8, 2)", "xs['b'] has (3, 2)"
+    check(lambda: jb.unroll(cell, params(cell), xs), ValueError, *pieces)
+
+
+def test_xs_without_a_single_array():
+    cell = _own(lambda w, s, x: s, input_shape=None, input_spec=())
+    check(lambda: jb.unroll(cell, params(cell), ()), ValueError, "unroll: xs has no arrays")
+
+
+def test_from_step():
+    good = dict(init=lambda key: 0, initial_state=lambda p, b: 0)
+    for name in ("step", "init", "initial_state", "project", "readout", "prepare"):
+        arguments = good | {"step": len, "input_shape": (I,), name: 3}
+        pieces = f"from_step: {name} must be a function", "got 3"
+        check(lambda a=arguments: jb.from_step(**a), TypeError, *pieces)
+    both = dict(input_shape=(I,), input_spec=jax.ShapeDtypeStruct((I,), jnp.float32))
+    for spec in ({}, both):
+        check(lambda s=spec: jb.from_step(len, **good, **s), TypeError, "input_shape=(I,)")
+
+
+def test_wrappers():
+    check(lambda: jb.embedding(jb.lstm, vocabulary_size=V), TypeError, "embedding: cell must be")
+    check(lambda: jb.embedding(TOKENS, vocabulary_size=V), ValueError, "must take vectors")
+    check(lambda: jb.embedding(LSTM, vocabulary_size=0), ValueError, "vocabulary_size must be")
+    check(lambda: jb.mixed_precision(jb.gru), TypeError, "mixed_precision: cell must be a Cell")
+    check(lambda: jb.mixed_precision(LSTM, dtype=jnp.int8), TypeError, "floating dtype")
+
+
+def test_activation():
+    check(lambda: jb.elman(**SIZES, activation="tanh"), TypeError, "elman: activation", "jnp.tanh")
+
+
+COTANGENTS = {
+    "shape of d_ys": (
+        *(dict(d_ys=np.ones((T, B, 5))), ValueError, "d_ys is float64[8, 2, 5]"),
+        "float64[8, 2, 4]",
+    ),
+    "one step of d_ys": (dict(d_ys=HIDDEN), ValueError, "d_ys is float64[2, 4]", "[8, 2, 4]"),
+    "dtype of d_ys": (
+        *(dict(d_ys=np.ones((T, B, H), np.float32)), ValueError, "d_ys is float32", "float64"),
+    ),
+    "structure of d_ys": (dict(d_ys=(np.ones((T, B, H)),)), TypeError, "d_ys has the structure"),
+    "structure of d_last_state": (
+        dict(d_last_state=HIDDEN),
+        TypeError,
+        "d_last_state",
+        "LSTMState",
+    ),
+    "shape of d_last_state": (
+        *(dict(d_last_state=jb.LSTMState(HIDDEN, np.ones((3, H)))), ValueError),
+        *("d_last_state.c is float64[3, 4]", "float64[2, 4]"),
+    ),
+    "no explicit backward": (dict(algorithm=jb.autodiff()), ValueError, "jax.vjp", "jb.bptt()"),
+}
+
+
+@pytest.mark.parametrize("case", COTANGENTS)
+def test_bptt_gradients(case):
+    given, error, *pieces = COTANGENTS[case]
+    call = lambda: jb.bptt_gradients(LSTM, params(LSTM), XS, **given)  # noqa: E731 - one call
+    check(call, error, "bptt_gradients: ", *pieces)
+
+
+def test_bptt_gradients_checks_its_inputs_under_its_own_name():
+    call = lambda: jb.bptt_gradients(LSTM, params(LSTM), XS, HIDDEN)  # noqa: E731 - one call
+    check(call, TypeError, "bptt_gradients: state has the structure")
+
+
+def test_errors_come_at_trace_time():
+    check(
+        lambda: jax.jit(lambda p, xs: jb.unroll(LSTM, p, xs))(params(LSTM), np.ones(I)), ValueError
+    )
+    check(lambda: jax.eval_shape(lambda p: jb.unroll(LSTM, p, XS)[1], params(ELMAN)), ValueError)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_is_not_repaired(bad):
+    """It spreads to all later outputs and gradients, and to no earlier output."""
+    xs = XS.copy()
+    xs[3, 0, 1] = bad
+    cell = jb.elman(**SIZES, activation=jnp.sin)
+    run = jax.jit(lambda p: jb.unroll(cell, p, xs)[1])
+    ys = run(params(cell))
+    assert np.isfinite(ys[:3]).all() and np.isfinite(ys[:, 1]).all()
+    assert np.isnan(ys[3:, 0]).all()
+    assert all(
+        np.isnan(d).any() for d in jax.tree.leaves(jax.grad(lambda p: run(p).sum())(params(cell)))
+    )
