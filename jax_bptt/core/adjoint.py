@@ -111,7 +111,7 @@ def _linearize_gated(cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree
     def transpose(residual, d_state):
         prev, residual = residual
         d_prev, _, d_feedback = bwd(residual, d_state)
-        _, pull = jax.vjp(lambda s: step.mix(transposed(), s), prev)
+        _, pull = trees.inexact_vjp(lambda s: step.mix(transposed(), s), prev)
         return trees.add(d_prev, pull(d_feedback)[0])
 
     def accumulate(d_states):
@@ -136,7 +136,7 @@ def _automatic_pair(pointwise: Callable) -> tuple[Callable, Callable]:
     """Derive the pair of `GatedStep` from `pointwise` alone; the residuals are `jax.vjp`'s."""
 
     def fwd(weights, state, drive, feedback):
-        return jax.vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)
+        return trees.inexact_vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)
 
     def bwd(pull, d_state):
         return pull(d_state)

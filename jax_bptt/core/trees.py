@@ -35,7 +35,8 @@ def inexact_vjp(fun: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Call
     """Return `fun(*args)` and its pull-back, as `jax.vjp`, over the inexact leaves alone.
 
     The pull-back takes and returns trees with None at the leaves that have no gradient, where
-    `jax.vjp` has arrays of dtype float0, which no scan can stack.
+    `jax.vjp` has arrays of dtype float0, which no scan can stack. It is itself a pytree, of its
+    residuals, as that of `jax.vjp`.
     """
     inexact, rest = partition(args)
 
@@ -43,7 +44,11 @@ def inexact_vjp(fun: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Call
         return partition(fun(*combine(inexact, rest)))
 
     out, pull, out_rest = jax.vjp(on_inexact, inexact, has_aux=True)
-    return combine(out, out_rest), lambda d_out: pull(d_out)[0]
+    return combine(out, out_rest), jax.tree_util.Partial(_only, pull)
+
+
+def _only(pull: Callable, d_out: PyTree) -> PyTree:
+    return pull(d_out)[0]
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
