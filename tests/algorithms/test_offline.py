@@ -1,0 +1,66 @@
+"""What one algorithm has that the others have not."""
+
+import jax
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.core.bptt import automatic_block_length
+from tests.registry import CELLS, assert_close, compiled, each_cell, problem, run
+
+
+@each_cell
+def test_autodiff_has_forward_mode(name):
+    """The directional derivative, forwards, is the gradient's inner product with the direction."""
+    p = problem(name, (2,), 3)
+
+    def loss(scale):
+        def moved(tree):
+            return jax.tree.map(lambda a: a * scale.astype(a.dtype), tree)
+
+        last_state, ys = run(name, jb.autodiff(), moved(p.params), p.xs, p.state)
+        leaves = jax.tree.leaves((last_state, ys))
+        return sum((abs(y) ** 2).sum() for y in leaves if np.issubdtype(y.dtype, np.inexact))
+
+    one = np.ones(())
+    forward = jax.jit(lambda s: jax.jvp(loss, (s,), (one,))[1])(one)
+    assert_close(forward, jax.jit(jax.grad(loss))(one), 1e-12)
+
+
+def test_bptt_refuses_forward_mode():
+    p = problem("elman")
+    with pytest.raises(TypeError, match="jvp"):
+        jax.jvp(lambda xs: run("elman", jb.bptt(), p.params, xs, p.state)[1], (p.xs,), (p.xs,))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 100, 511, 512, 513, 1000, 1021, 100_000])
+@pytest.mark.parametrize("batch", [0, 1, 32, 10_000])
+def test_automatic_block_length(steps, batch):
+    length = automatic_block_length(steps, batch)
+    assert 1 <= length <= max(steps, 1)
+
+
+def test_automatic_block_length_leaves_no_remainder_where_a_near_one_divides():
+    assert 1000 % automatic_block_length(1000, 2) == 0
+    assert 100_000 % automatic_block_length(100_000, 32) == 0
+
+
+@pytest.mark.parametrize("algorithm", ["bptt", "autodiff"])
+def test_no_examples(algorithm):
+    """A batch of none has outputs of none and gradients of zero."""
+    p = problem("lstm_readout", (0,), 3)
+    (_, ys), (d_params, d_xs, _) = compiled("lstm_readout", algorithm)(p)
+    assert ys.shape == (3, 0, 2) and d_xs.shape == (3, 0, 2)
+    assert_close(d_params, jax.tree.map(np.zeros_like, p.params), 0)
+
+
+def test_a_cell_runs_by_hand():
+    """The five functions of a cell are all that an algorithm has."""
+    name = "lstm_readout"
+    cell, p = CELLS[name].cell, problem(name)
+    weights, state, ys = cell.prepare(p.params), p.state, []
+    for x in p.xs:
+        state = cell.step(weights, state, cell.project(weights, x))
+        ys.append(cell.readout(weights, state))
+    last_state, got = jb.unroll(cell, p.params, p.xs, p.state)
+    assert_close((last_state, got), (state, np.stack(ys)), 1e-14)
