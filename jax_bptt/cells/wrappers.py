@@ -61,11 +61,17 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         table = jax.random.normal(key_embedding, shape, accumulator_dtype(dtype))
         return EmbeddingParams((table / spec.shape[0] ** 0.5).astype(dtype), params)
 
+    def project(weights, x):
+        # Widened before the lookup, so that its transpose adds up the rows of a frequent token in
+        # at least single precision.
+        table = weights.embedding.astype(accumulator_dtype(weights.embedding.dtype))
+        return cell.project(weights.cell, table[x])
+
     return Cell(
         init=init,
         initial_state=lambda params, batch_shape: cell.initial_state(params.cell, batch_shape),
         step=_on_inner(cell.step),
-        project=lambda weights, x: cell.project(weights.cell, weights.embedding[x]),
+        project=project,
         readout=lambda weights, state: cell.readout(weights.cell, state),
         input_spec=jax.ShapeDtypeStruct((), jnp.int32),
         prepare=lambda params: EmbeddingParams(params.embedding, cell.prepare(params.cell)),
