@@ -78,7 +78,6 @@ ALGORITHMS = {
     "bptt": jb.bptt(),
     "bptt_1": jb.bptt(block_length=1),
     "bptt_3": jb.bptt(block_length=3),
-    "bptt_100": jb.bptt(block_length=100),
     "autodiff": jb.autodiff(),
 }
 

@@ -6,10 +6,10 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.core.bptt import automatic_block_length
-from tests.registry import CELLS, assert_close, compiled, each_cell, problem, run
+from tests.registry import CELLS, assert_close, compiled, each_kind, problem, run
 
 
-@each_cell
+@each_kind
 def test_autodiff_has_forward_mode(name):
     """The directional derivative, forwards, is the gradient's inner product with the direction."""
     p = problem(name, (2,), 3)
