@@ -53,6 +53,7 @@ def check_gated_step(
         f"{name}: cell.step must be a jb.GatedStep, got {step!r}; a plain step promises nothing.",
         TypeError,
     )
+    assert isinstance(step, GatedStep)
     xs = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
     _, weights, xs, state = checks.inputs(name, cell, params, xs, state)
     drive = cell.project(weights, jax.tree.map(lambda a: a[0], xs))

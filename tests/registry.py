@@ -44,7 +44,7 @@ def _embedded(xp, p, s, k):
     return reference.lstm(xp, p.cell, s, p.embedding[k])
 
 
-_SIZES: dict[str, int] = dict(input_size=I, hidden_size=H)
+_SIZES: Any = dict(input_size=I, hidden_size=H)
 
 CELLS = {
     "elman": Row(jb.elman(**_SIZES), Reference(reference.elman(_tanh))),

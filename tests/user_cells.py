@@ -91,6 +91,7 @@ def minimal_gated() -> tuple[jb.Cell, Reference]:
         input_shape=(I,),
         project=lambda w, x: x @ w[2],
         readout=lambda w, state: {"s": state.s, "energy": (state.s**2).sum(-1)},
+        any_batch=True,
     )
     outputs = {"energy": lambda s: (s * s) @ np.ones(H), "s": lambda s: s}
     return cell, Reference(reference, lambda xp, p, s: {k: f(s.s) for k, f in outputs.items()})
@@ -193,6 +194,7 @@ def weight_norm() -> tuple[jb.Cell, Reference]:
         project=lambda w, x: x @ w["x"],
         readout=lambda w, s: s @ w["y"],
         prepare=prepare,
+        any_batch=True,
     )
     return cell, Reference(reference, lambda xp, p, s: s @ p[1], normalised)
 
@@ -201,19 +203,19 @@ class Counted(NamedTuple):
     """A state with a leaf that has no gradient."""
 
     s: Array
-    count: Array
+    steps: Array
 
 
 def _counted_reference(xp, p, state, x):
-    pace = 1 / (1 + xp.asarray(state.count, np.float64))
+    pace = 1 / (1 + xp.asarray(state.steps, np.float64))
     s = state.s + pace[:, None] * (xp.tanh(state.s @ p[0] + x @ p[1]) - state.s)
-    return Counted(s, state.count + 1)
+    return Counted(s, state.steps + 1)
 
 
 def _counted_pointwise(w, state, drive, feedback):
-    pace = 1 / (1 + state.count.astype(drive.dtype))
+    pace = 1 / (1 + state.steps.astype(drive.dtype))
     s = state.s + pace[..., None] * (jnp.tanh(feedback + drive) - state.s)
-    return Counted(s, state.count + 1)
+    return Counted(s, state.steps + 1)
 
 
 def counted(*, gated: bool) -> tuple[jb.Cell, Reference]:

@@ -1,14 +1,17 @@
 """Every way of holding it wrong: the error names function, argument, both shapes, the way out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_bptt as jb
+import jax_bptt
 
+jb: Any = jax_bptt  # the types are broken here on purpose
 T, B, I, H, V = 8, 2, 3, 4, 5  # noqa: E741 - the axis letters of the package
-SIZES: dict[str, int] = dict(input_size=I, hidden_size=H)
+SIZES = dict(input_size=I, hidden_size=H)
 
 LSTM = jb.lstm(**SIZES)
 ELMAN = jb.elman(**SIZES)

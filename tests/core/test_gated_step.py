@@ -1,5 +1,7 @@
 """The public helper that checks a `GatedStep`: it passes what is right and names what is not."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def _check(cell):
     check_gated_step(cell, cell.init(jax.random.key(0)), np.ones((4, 2)))
 
 
-STEP = _cell().step
+STEP: Any = _cell().step
 
 
 def test_catches_a_pointwise_that_mixes_units():
