@@ -48,7 +48,9 @@ def _breaches(jaxpr, params):
     found = []
     for scan in _innermost_reverse(jaxpr):
         body = scan.params["jaxpr"].jaxpr
-        carried = body.outvars[: scan.params["num_carry"]]
+        # What is stacked over time has one axis more outside the body than in it.
+        outputs = zip(body.outvars, scan.outvars, strict=True)
+        carried = [v for v, out in outputs if v.aval.shape == out.aval.shape]
         products = [eqn for eqn in equations(body) if eqn.primitive.name == "dot_general"]
         produced = [v for eqn in products for v in eqn.outvars]
         found += _sizes([*carried, *produced]) & _weight_sizes(params)
