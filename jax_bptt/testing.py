@@ -147,29 +147,24 @@ def _check_pair(step, weights, inputs, d_new, tolerance):
 
     @jax.jit
     def derived(inputs, d_new):
-        new, pull = trees.inexact_vjp(lambda *args: step.pointwise(weights, *args), *inputs)
-        return new, *pull(d_new)
+        _, pull = trees.inexact_vjp(lambda *args: step.pointwise(weights, *args), *inputs)
+        return pull(d_new)
 
     @jax.jit
     def written(inputs, d_new):
-        new, residuals = step.pointwise_fwd(weights, *inputs)
-        return new, *step.pointwise_bwd(residuals, d_new)
+        new = step.pointwise(weights, *inputs)
+        return step.pointwise_bwd(step.pointwise_fwd(weights, *inputs, new), d_new)
 
-    parts = (
-        ("pointwise_fwd", "state"),
-        ("pointwise_bwd", "d_state_prev"),
-        ("pointwise_bwd", "d_drive"),
-        ("pointwise_bwd", "d_feedback"),
-    )
+    parts = ("d_state_prev", "d_drive", "d_feedback")
     got, want = written(inputs, d_new), derived(inputs, d_new)
-    for (function, part), g, w in zip(parts, got, want, strict=True):
+    for part, g, w in zip(parts, got, want, strict=True):
         assert jax.tree.structure(g) == jax.tree.structure(w), (
-            f"{function} returns {part} of the structure {jax.tree.structure(g)}, but pointwise "
+            f"pointwise_bwd returns {part} of the structure {jax.tree.structure(g)}, but pointwise "
             f"has {jax.tree.structure(w)}."
         )
         for path, error in _errors(g, w, scale=w):
             assert error <= tolerance, (
-                f"{function} disagrees with pointwise on {part}{path}, by {error:.1e} of its "
+                f"pointwise_bwd disagrees with pointwise on {part}{path}, by {error:.1e} of its "
                 "scale (the derivative is that of jax.vjp)."
             )
 

@@ -103,16 +103,15 @@ def _activations(a):
     return lax.optimization_barrier(jnp.tanh(a * scale) * scale + offset)
 
 
-def _forward(state, drive, feedback):
+def _gates(drive, feedback):
     gates = _activations(drive + feedback)
-    i, f, g, o = (gates[..., k, :] for k in range(4))
-    c = f * state.c + i * g
-    tanh_c = jnp.tanh(c)
-    return LSTMState(o * tanh_c, c), (i, f, g, o, tanh_c)
+    return tuple(gates[..., k, :] for k in range(4))
 
 
 def _pointwise(weights, state, drive, feedback):
-    return _forward(state, drive, feedback)[0]
+    i, f, g, o = _gates(drive, feedback)
+    c = f * state.c + i * g
+    return LSTMState(o * jnp.tanh(c), c)
 
 
 # With a = drive + feedback, and d for the derivative of the loss with respect to what follows,
@@ -125,12 +124,13 @@ def _pointwise(weights, state, drive, feedback):
 # for many steps at once, leave the reverse scan with multiplications only.
 
 
-def _pointwise_fwd(weights, state, drive, feedback):
-    new, (i, f, g, o, tanh_c) = _forward(state, drive, feedback)
+def _pointwise_fwd(weights, state, drive, feedback, new_state):
+    i, f, g, o = _gates(drive, feedback)
+    tanh_c = jnp.tanh(new_state.c)
     to_gates = jnp.stack(
         [g * i * (1 - i), state.c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-2
     )
-    return new, (to_gates, f, o * (1 - tanh_c * tanh_c))
+    return to_gates, f, o * (1 - tanh_c * tanh_c)
 
 
 def _pointwise_bwd(residuals, d_state):

@@ -71,10 +71,12 @@ def previous_states(state: PyTree, states: PyTree) -> PyTree:
     return jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states)
 
 
-def linearize(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree) -> Linearization:
-    """Linearise the step about s_0..s_{K-1} `prevs`, under the drives of steps 1..K."""
+def linearize(
+    cell: Cell, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
+) -> Linearization:
+    """Linearise the step about s_0..s_{K-1} `prevs`, with s_1..s_K `states`, under K drives."""
     if isinstance(cell.step, GatedStep):
-        return _linearize_gated(cell, cell.step, weights, prevs, drives)
+        return _linearize_gated(cell, cell.step, weights, prevs, states, drives)
     return _linearize_plain(cell, weights, prevs, drives)
 
 
@@ -96,7 +98,9 @@ def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree)
     return Linearization((prevs, drives), transpose, accumulate)
 
 
-def _linearize_gated(cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree, drives: PyTree):
+def _linearize_gated(
+    cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
+):
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
     if step.pointwise_fwd is None or step.pointwise_bwd is None:
         fwd, bwd = _automatic_pair(step.pointwise)
@@ -104,7 +108,7 @@ def _linearize_gated(cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree
         fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
     feedbacks, pull_mix = trees.inexact_vjp(lambda w: over_time(cell, step.mix)(w, prevs), weights)
     # Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
-    residuals = jax.vmap(lambda args: fwd(weights, *args)[1])((prevs, drives, feedbacks))
+    residuals = jax.vmap(lambda args: fwd(weights, *args))((prevs, drives, feedbacks, states))
 
     transposed = trees.transposed_layout(weights)
 
@@ -135,8 +139,8 @@ def _linearize_gated(cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree
 def _automatic_pair(pointwise: Callable) -> tuple[Callable, Callable]:
     """Derive the pair of `GatedStep` from `pointwise` alone; the residuals are `jax.vjp`'s."""
 
-    def fwd(weights, state, drive, feedback):
-        return trees.inexact_vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)
+    def fwd(weights, state, drive, feedback, new_state):
+        return trees.inexact_vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)[1]
 
     def bwd(pull, d_state):
         return pull(d_state)
@@ -207,7 +211,7 @@ def reverse_stretch(
       (d_state, d_weights, d_xs): what reaches s_0, and the gradients of this stretch's part.
     """
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
-    linearization = linearize(cell, weights, prevs, drives)
+    linearization = linearize(cell, weights, prevs, states, drives)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
     d_state, lambdas = reverse_scan(linearization, d_state, d_states)
     d_step, d_drives = linearization.accumulate(lambdas)

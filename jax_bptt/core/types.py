@@ -66,14 +66,17 @@ class GatedStep(NamedTuple):
     shape. They are computed for many steps at once; the reverse scan that remains does one
     product with the transpose of `mix` per step and a few multiplications.
 
-    The optional pair says how, in the manner of `jax.custom_vjp`; without it the library takes
-    `jax.vjp` of `pointwise`. Write one where the derivative has a form with fewer residuals.
+    The optional pair says how; without it the library takes `jax.vjp` of `pointwise`. Write one
+    where the derivative has a form with fewer residuals. It differs from `jax.custom_vjp` in that
+    the new state, which is kept anyway, is given: where the derivative follows from the states
+    alone, as tanh' = 1 - s_t^2, drive and feedback go unread and their products are not done again.
 
     Attributes:
       mix: `(weights, state) -> feedback`, affine in the state: the recurrent product, the only
         operation across units.
       pointwise: `(weights, state, drive, feedback) -> state`, unit by unit on the last axis.
-      pointwise_fwd: `(weights, state, drive, feedback) -> (state, residuals)`.
+      pointwise_fwd: `(weights, state, drive, feedback, new_state) -> residuals`, what of the
+        Jacobian `pointwise_bwd` needs; `new_state` is what `pointwise` made of the rest.
       pointwise_bwd: `(residuals, d_state) -> (d_state_prev, d_drive, d_feedback)`; d_state_prev
         is the direct dependence alone, without the path through `mix`.
     """

@@ -67,7 +67,7 @@ def contributions(
 
     prevs = adjoint.previous_states(state, states)
     drives = adjoint.over_time(cell, cell.project)(weights, xs)
-    linearization = adjoint.linearize(cell, weights, prevs, drives)
+    linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
     d_state, lambdas = adjoint.reverse_scan(linearization, d_last_state, no_output)
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
