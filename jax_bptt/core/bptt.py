@@ -75,7 +75,7 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
             d_state, d_block, d_xs = adjoint.reverse_stretch(
                 cell, weights, prevs, states, xs, d_state, d_ys
             )
-            return (d_state, trees.add(d_weights, d_block)), d_xs
+            return (d_state, trees.accumulate(d_weights, d_block)), d_xs
 
         d_weights = trees.vary_alike(trees.zero_gradient(weights), weights)
         carry = d_last_state, d_weights

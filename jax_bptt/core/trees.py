@@ -71,6 +71,13 @@ def zero_gradient(tree: PyTree) -> PyTree:
     )
 
 
+def accumulate(total: PyTree, part: PyTree) -> PyTree:
+    """Add a part, in the dtype of its leaf or None for zero, to a total from `zero_gradient`."""
+    return jax.tree.map(
+        lambda t, p: t if p is None else t + p.astype(t.dtype), total, part, is_leaf=_is_none
+    )
+
+
 def cast_gradient(d_tree: PyTree, tree: PyTree) -> PyTree:
     """Give each accumulated gradient the dtype of the leaf it belongs to."""
     return jax.tree.map(
