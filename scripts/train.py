@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     chars = job(
-        "chars", "a language model of characters", hidden=128, batch=32, steps=3000, rate=8e-3
+        "chars", "a language model of characters", hidden=128, batch=32, steps=5000, rate=8e-3
     )
     add = chars.add_argument
     add("--text", nargs="+", metavar="FILE", help="UTF-8 text in place of the Python reference")
