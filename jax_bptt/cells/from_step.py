@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.types import Cell, PyTree, identity
 
 
@@ -46,8 +46,8 @@ def from_step(
       A `Cell`.
 
     Raises:
-      TypeError: an argument is no function, or not exactly one of input_shape and input_spec is
-        given.
+      TypeError: an argument is no function, not exactly one of input_shape and input_spec is
+        given, or it is no tuple of sizes or no pytree of `jax.ShapeDtypeStruct`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -73,7 +73,21 @@ def from_step(
         TypeError,
     )
     if input_shape is not None:
-        input_spec = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
+        require(
+            isinstance(input_shape, tuple | list)
+            and all(is_integer(size) and size > 0 for size in input_shape),
+            "from_step: input_shape must be a tuple of positive sizes such as (3,), got "
+            f"{input_shape!r}",
+            TypeError,
+        )
+        input_spec = jax.ShapeDtypeStruct(tuple(map(int, input_shape)), jnp.float32)
+    for leaf in jax.tree.leaves(input_spec):
+        require(
+            hasattr(leaf, "shape") and hasattr(leaf, "dtype"),
+            "from_step: input_spec must be a pytree of jax.ShapeDtypeStruct, e.g. "
+            f"jax.ShapeDtypeStruct((), jnp.int32), but has a leaf {leaf!r}",
+            TypeError,
+        )
     return Cell(
         init=init,
         initial_state=initial_state,

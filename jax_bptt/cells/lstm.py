@@ -1,5 +1,6 @@
 """Long short-term memory with a forget gate."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 from jax import Array, lax
 
 from jax_bptt.cells import parts
+from jax_bptt.core.checks import require
 from jax_bptt.core.types import Cell, GatedStep
 
 _, F_GATE, G_GATE, _ = range(4)  # i, f, g, o
@@ -52,7 +54,7 @@ def lstm(
 
     Raises:
       ValueError: a size is not a positive integer.
-      TypeError: the dtype is no floating one.
+      TypeError: the dtype is no floating one, or the forget bias no real number.
 
     References:
       S. Hochreiter and J. Schmidhuber (1997), "Long short-term memory", Neural Computation 9(8).
@@ -67,10 +69,15 @@ def lstm(
       ((2, 5), (7, 2, 5))
     """
     parts.check_sizes("lstm", input_size, hidden_size, output_size, dtype)
+    require(
+        isinstance(forget_bias, numbers.Real) and not isinstance(forget_bias, bool),
+        f"lstm: forget_bias must be a real number such as 1.0, got {forget_bias!r}",
+        TypeError,
+    )
 
     def init(key):
         params = parts.init_params(key, input_size, 4, hidden_size, output_size, dtype)
-        return params._replace(b=params.b.at[F_GATE].set(forget_bias))
+        return params._replace(b=params.b.at[F_GATE].set(float(forget_bias)))
 
     def initial_state(params, batch_shape):
         zeros = parts.zero_hidden(params, batch_shape)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core.checks import positive_size, require
+from jax_bptt.core.checks import floating_dtype, positive_size
 from jax_bptt.core.trees import accumulator_dtype
 
 
@@ -66,7 +66,7 @@ def zero_hidden(params: Any, batch_shape: tuple[int, ...]) -> Array:
 
 def features(size: int) -> jax.ShapeDtypeStruct:
     """Describe one floating-point input of `size` features, for `Cell.input_spec`."""
-    return jax.ShapeDtypeStruct((size,), jnp.float32)
+    return jax.ShapeDtypeStruct((int(size),), jnp.float32)
 
 
 def check_sizes(
@@ -76,11 +76,8 @@ def check_sizes(
     positive_size(constructor, input_size=input_size, hidden_size=hidden_size)
     if output_size is not None:
         positive_size(constructor, output_size=output_size)
-    require(
-        dtype is None or jnp.issubdtype(dtype, jnp.floating),
-        f"{constructor}: dtype must be a floating dtype such as jnp.float32, got {dtype!r}",
-        TypeError,
-    )
+    if dtype is not None:
+        floating_dtype(constructor, dtype, "jnp.float32")
 
 
 def init_params(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core.checks import positive_size, require
+from jax_bptt.core.checks import floating_dtype, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 
@@ -120,11 +120,7 @@ def mixed_precision(cell: Cell, *, dtype: Any = jnp.bfloat16) -> Cell:
     """
     name = "mixed_precision"
     require(isinstance(cell, Cell), f"{name}: cell must be a Cell, got {cell!r}", TypeError)
-    require(
-        jnp.issubdtype(dtype, jnp.floating),
-        f"{name}: dtype must be a floating dtype such as jnp.bfloat16, got {dtype!r}",
-        TypeError,
-    )
+    floating_dtype(name, dtype, "jnp.bfloat16")
 
     def prepare(params):
         return jax.tree.map(

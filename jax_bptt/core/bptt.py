@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_bptt.core import adjoint, trees
-from jax_bptt.core.checks import batch_shape, require
+from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.types import Algorithm, PyTree
 
 ROWS_PER_BLOCK = 512
@@ -49,7 +49,7 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
       (10, 2, 4)
     """
     require(
-        block_length is None or (isinstance(block_length, int) and block_length > 0),
+        block_length is None or (is_integer(block_length) and block_length > 0),
         f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
     )
 

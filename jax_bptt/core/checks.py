@@ -1,15 +1,18 @@
 """Input checks at trace time: what is wrong, both shapes, and what to do instead."""
 
 import functools
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
 _BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
+_OWN_INIT = "Make them with this cell's own init: params = cell.init(key)."
 
 
 def require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
@@ -22,9 +25,27 @@ def positive_size(function: str, **sizes: Any) -> None:
     """Raise unless every named size is a positive integer."""
     for name, size in sizes.items():
         require(
-            isinstance(size, int) and not isinstance(size, bool) and size > 0,
+            is_integer(size) and size > 0,
             f"{function}: {name} must be a positive integer, got {size!r}",
         )
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether `value` is an integer of Python or NumPy; a boolean is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def floating_dtype(function: str, dtype: Any, example: str) -> None:
+    """Raise unless `dtype` is, or names, a real floating dtype such as `example`."""
+    try:
+        fits = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # what is no dtype at all, such as a misspelt name
+        fits = False
+    require(
+        fits,
+        f"{function}: dtype must be a floating dtype such as {example}, got {dtype!r}",
+        TypeError,
+    )
 
 
 def inputs(
@@ -48,7 +69,7 @@ def inputs(
     """
     require(
         isinstance(cell, Cell),
-        f"{function}: cell must be a Cell, got {_kind(cell)}. Make one with jb.elman, jb.lstm, "
+        f"{function}: cell must be a Cell, got {_name(cell)}. Make one with jb.elman, jb.lstm, "
         "jb.gru, jb.gru_reset_before or, from your own function, jb.from_step.",
         TypeError,
     )
@@ -67,19 +88,33 @@ def algorithm(function: str, algorithm: Any) -> None:
     """Raise unless `algorithm` is an Algorithm."""
     require(
         isinstance(algorithm, Algorithm),
-        f"{function}: algorithm must be an Algorithm, got {_kind(algorithm)}. Call the "
+        f"{function}: algorithm must be an Algorithm, got {_name(algorithm)}. Call the "
         "constructor: algorithm=jb.bptt(), not jb.bptt.",
+        TypeError,
+    )
+
+
+def pair(function: str, cell: Cell) -> None:
+    """Raise if the step of `cell` has half of a `GatedStep`'s optional pair."""
+    given = getattr(cell.step, "pointwise_fwd", None), getattr(cell.step, "pointwise_bwd", None)
+    missing = "pointwise_fwd" if given[0] is None else "pointwise_bwd"
+    require(
+        (given[0] is None) == (given[1] is None),
+        f"{function}: cell.step has half of a pair, {missing} is missing. Give both pointwise_fwd "
+        "and pointwise_bwd, or neither.",
         TypeError,
     )
 
 
 def cotangents(function: str, name: str, given: PyTree, primal: PyTree) -> PyTree:
     """Check cotangents `given` under `name` against the outputs they belong to."""
-    given = jax.tree.map(jnp.asarray, given)
     expected = jax.tree.map(lambda p: p if trees.is_inexact(p) else None, primal)
-    _same_structure(function, name, given, expected, "the output it belongs to")
+    way_out = "Give it that structure, with None at leaves that have no gradient (integers)."
+    _same_structure(function, name, given, expected, "the output it belongs to", way_out)
+    given = _as_arrays(function, name, given)
+    wanted = dict(_leaves(expected))
     for path, got in _leaves(given):
-        want = dict(_leaves(expected))[path]
+        want = wanted[path]
         require(
             got.shape == want.shape and got.dtype == want.dtype,
             f"{function}: {name}{path} is {_describe(got)}, but the output it belongs to is "
@@ -95,66 +130,77 @@ def batch_shape(cell: Cell, xs: PyTree) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _params_spec(init: Any) -> PyTree:
+def _params_spec(init: Any, default_dtype: Any) -> PyTree:
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
     require(
-        not any(_is_key(leaf) for leaf in jax.tree.leaves(params)),
+        not _is_old_key(params) and not any(map(_is_key, jax.tree.leaves(params))),
         f"{function}: params is a PRNG key. Pass params = cell.init(key).",
         TypeError,
     )
-    expected = _params_spec(cell.init)
-    _same_structure(function, "params", params, expected, "cell.init's")
-    params = jax.tree.map(jnp.asarray, params)
+    expected = _params_spec(cell.init, jnp.result_type(float))
+    _same_structure(function, "params", params, expected, "what cell.init makes", _OWN_INIT)
+    params = _as_arrays(function, "params", params)
     wanted = dict(_leaves(expected))
+    # Leaves that init makes in one dtype stay in one: a product would cast the odd one silently.
+    firsts = {}
     for path, leaf in _leaves(params):
         want = wanted[path]
         require(
             leaf.shape == want.shape,
             f"{function}: params{path} has shape {leaf.shape}, but this cell's has {want.shape}. "
-            "Make them with this cell's own init: params = cell.init(key). To run several sets "
-            "of parameters, jax.vmap over them.",
+            f"{_OWN_INIT} To run several sets of parameters, jax.vmap over them.",
         )
         require(
             trees.is_inexact(leaf) == trees.is_inexact(want),
-            f"{function}: params{path} has dtype {leaf.dtype}, but this cell's has {want.dtype}.",
+            f"{function}: params{path} has dtype {leaf.dtype}, but this cell's has {want.dtype}. "
+            f"{_OWN_INIT}",
             TypeError,
         )
+        if trees.is_inexact(leaf):
+            first, other = firsts.setdefault(_real(want.dtype), (path, leaf))
+            require(
+                _real(leaf.dtype) == _real(other.dtype),
+                f"{function}: params{first} has dtype {other.dtype}, but params{path} has "
+                f"{leaf.dtype}; cell.init makes them alike. Nothing is cast silently: convert one "
+                f"of them, e.g. params{path}.astype(...).",
+                TypeError,
+            )
     return params
 
 
 def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int, ...]]:
-    _same_structure(function, "xs", xs, cell.input_spec, "the cell's input_spec")
-    xs = jax.tree.map(jnp.asarray, xs)
+    way_out = (
+        "Pass one array: jnp.stack(xs), or jnp.asarray(xs) for nested lists of numbers."
+        if isinstance(xs, list | tuple) and hasattr(cell.input_spec, "dtype")
+        else "Give it that structure, each leaf an array with time as its first axis."
+    )
+    _same_structure(function, "xs", xs, cell.input_spec, "the cell's input_spec", way_out)
+    xs = _as_arrays(function, "xs", xs)
     specs = dict(_leaves(cell.input_spec))
     first = None
     for path, x in _leaves(xs):
         spec = specs[path]
+        shape = tuple(map(int, spec.shape))
+        rank = len(shape)
+        axes = ", ".join(["T", "*batch", *map(str, shape)])
         require(
             _same_kind(x.dtype, spec.dtype),
             f"{function}: xs{path} has dtype {x.dtype}, but this cell takes {_word(spec.dtype)} "
-            "inputs. "
-            + (
-                "For integer tokens, wrap it: jb.embedding(cell, vocabulary_size=...)."
-                if jnp.issubdtype(x.dtype, jnp.integer)
-                else f"Convert them, e.g. xs.astype({jnp.dtype(spec.dtype).name!r})."
-            ),
+            f"inputs. {_conversion(f'xs{path}', x, spec, axes)}",
             TypeError,
         )
-        rank = len(spec.shape)
-        axes = ", ".join(["T", "*batch", *map(str, spec.shape)])
         require(
             x.ndim >= 1 + rank,
             f"{function}: xs{path}.shape={x.shape} has too few axes to be read as [{axes}]; time "
             "is the first axis. For a single step, pass xs[None].",
         )
         require(
-            x.shape[x.ndim - rank :] == tuple(spec.shape),
-            f"{function}: xs{path}.shape={x.shape} read as [{axes}] does not end in "
-            f"{tuple(spec.shape)}, the cell's input size. Make the cell with the size of the "
-            "inputs, or project them to it.",
+            x.shape[x.ndim - rank :] == shape,
+            f"{function}: xs{path}.shape={x.shape} read as [{axes}] does not end in {shape}, the "
+            "cell's input size. Make the cell with the size of the inputs, or project them to it.",
         )
         leading = x.shape[: x.ndim - rank]
         if first is None:
@@ -167,6 +213,22 @@ def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int,
     require(first is not None, f"{function}: xs has no arrays, so there is no number of steps.")
     assert first is not None
     return xs, first[1][1:]
+
+
+def _conversion(name: str, x: Any, spec: Any, axes: str) -> str:
+    """Say how inputs `x`, called `name`, become [axes] of the kind that `spec` describes."""
+    kind = functools.partial(jnp.issubdtype, x.dtype)
+    if kind(jax.dtypes.prng_key):
+        return f"Draw the inputs from the key: jax.random.normal(key, ({axes}))."
+    if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
+        return "Pass one typed key per step, e.g. jax.random.split(key, T)."
+    if jnp.issubdtype(spec.dtype, jnp.integer) and kind(jnp.inexact):
+        return f"Pass integer tokens; if these are one-hot vectors, jnp.argmax({name}, -1)."
+    if jnp.issubdtype(spec.dtype, jnp.floating) and kind(jnp.integer):
+        return "For integer tokens, wrap it: jb.embedding(cell, vocabulary_size=...)."
+    if jnp.issubdtype(spec.dtype, jnp.floating) and kind(jnp.complexfloating):
+        return f"Pass both parts as features: jnp.concatenate([{name}.real, {name}.imag], -1)."
+    return f"Convert them, e.g. {name}.astype({jnp.dtype(spec.dtype).name!r})."
 
 
 def _check_dtype(function: str, weights: PyTree, xs: PyTree) -> None:
@@ -186,11 +248,21 @@ def _check_dtype(function: str, weights: PyTree, xs: PyTree) -> None:
 def _check_state(
     function: str, cell: Cell, params: PyTree, xs: PyTree, batch_shape: tuple, state: PyTree | None
 ) -> PyTree:
+    own = f"Start from cell.initial_state(params, {batch_shape})."
     if state is None:
-        return jax.tree.map(jnp.asarray, cell.initial_state(params, batch_shape))
-    expected = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
-    _same_structure(function, "state", state, expected, "this cell's state")
-    state = jax.tree.map(jnp.asarray, state)
+        expected = state = jax.tree.map(jnp.asarray, cell.initial_state(params, batch_shape))
+    else:
+        expected = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
+    for path, want in _leaves(expected):
+        require(
+            not trees.is_inexact(want) or trees.accumulator_dtype(want.dtype) == want.dtype,
+            f"{function}: cell.initial_state makes state{path} of dtype {want.dtype}, but a "
+            "recurrence is carried in float32 or wider. Make it float32 whatever the dtype of "
+            "params, e.g. jnp.zeros(shape, jnp.float32).",
+            TypeError,
+        )
+    _same_structure(function, "state", state, expected, "this cell's state", own)
+    state = _as_arrays(function, "state", state)
     wanted = dict(_leaves(expected))
     shape = jax.tree.leaves(xs)[0].shape
     for path, leaf in _leaves(state):
@@ -206,13 +278,12 @@ def _check_state(
         require(
             leaf.shape == want.shape,
             f"{function}: state{path}.shape={leaf.shape}, but this cell's state for "
-            f"xs.shape={shape} has {want.shape}. Start from cell.initial_state(params, "
-            f"{batch_shape}). {_BATCH_MAJOR}",
+            f"xs.shape={shape} has {want.shape}. {own} {_BATCH_MAJOR}",
         )
         require(
             leaf.dtype == want.dtype,
             f"{function}: state{path} has dtype {leaf.dtype}, but this cell carries {want.dtype}. "
-            f"Convert it: state.astype({want.dtype.name!r}).",
+            f"Convert it: state{path}.astype({want.dtype.name!r}).",
             TypeError,
         )
     return state
@@ -221,7 +292,9 @@ def _check_state(
 def _check_step(function: str, cell: Cell, weights: PyTree, xs: PyTree, state: PyTree) -> None:
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
     new = jax.eval_shape(lambda w, s, x: cell.step(w, s, cell.project(w, x)), weights, state, x)
-    _same_structure(function, "the state that cell.step returns", new, state, "the state it took")
+    way_out = "A step returns a state of the structure it took."
+    name = "the state that cell.step returns"
+    _same_structure(function, name, new, state, "the state it took", way_out)
     wanted = dict(_leaves(state))
     for path, leaf in _leaves(new):
         want = wanted[path]
@@ -234,13 +307,33 @@ def _check_step(function: str, cell: Cell, weights: PyTree, xs: PyTree, state: P
         )
 
 
-def _same_structure(function: str, name: str, got: PyTree, want: PyTree, whose: str) -> None:
-    got, want = jax.tree.structure(got), jax.tree.structure(want)
+def _same_structure(
+    function: str, name: str, got: PyTree, want: PyTree, whose: str, way_out: str
+) -> None:
+    structures = jax.tree.structure(got), jax.tree.structure(want)
     require(
-        got == want,
-        f"{function}: {name} has the structure {got}, but {whose} is {want}.",
+        structures[0] == structures[1],
+        f"{function}: {name} has the structure {structures[0]} (of type {_type(got)}), but {whose} "
+        f"has {structures[1]} (of type {_type(want)}). {way_out}",
         TypeError,
     )
+
+
+def _as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
+    def convert(path, leaf):
+        message = (
+            f"{function}: {name}{jax.tree_util.keystr(path)} must be an array of numbers, got "
+            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else _name(leaf)}. Convert it to a "
+            "numeric dtype first; pad sequences of unequal length."
+        )
+        # JAX takes some strings for the name of a dtype: "?" would become True.
+        require(not isinstance(leaf, str | bytes), message, TypeError)
+        try:
+            return jnp.asarray(leaf)
+        except TypeError as error:
+            raise TypeError(message) from error
+
+    return jax.tree_util.tree_map_with_path(convert, tree)
 
 
 def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -248,8 +341,13 @@ def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def _is_key(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_old_key(params: Any) -> bool:
+    """Return whether `params` is what `jax.random.PRNGKey` makes."""
+    is_array = isinstance(params, jax.Array | np.ndarray)
+    return is_array and params.dtype == jnp.uint32 and params.shape == (2,)
 
 
 def _real(dtype: Any) -> Any:
@@ -277,7 +375,11 @@ def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _kind(value: Any) -> str:
+def _type(value: Any) -> str:
+    return "array" if hasattr(value, "dtype") else type(value).__name__
+
+
+def _name(value: Any) -> str:
     return (
         f"the function {value.__name__}"
         if callable(value) and hasattr(value, "__name__")

@@ -52,6 +52,7 @@ def unroll(
     algorithm = bptt() if algorithm is None else algorithm
     checks.algorithm("unroll", algorithm)
     _, weights, xs, state = checks.inputs("unroll", cell, params, xs, state)
+    checks.pair("unroll", cell)
     if algorithm.backward is None:
         return algorithm.forward(cell, weights, state, xs)[0]
     return _explicit(cell, algorithm, weights, state, xs)
@@ -121,8 +122,10 @@ def bptt_gradients(
       xs: [T, *batch, I].
       state: s_0; by default `cell.initial_state(params, batch_shape)`, whose own dependence on
         the parameters then counts into d_params.
-      d_ys: dL/dy_t, like the outputs of `unroll`; None for zero.
-      d_last_state: dL/ds_T by paths other than the outputs, like the state; None for zero.
+      d_ys: dL/dy_t, like the outputs of `unroll`, with None at leaves without a gradient
+        (integers); None for zero.
+      d_last_state: dL/ds_T by paths other than the outputs, like the state, with None at leaves
+        without a gradient (integers); None for zero.
       algorithm: as in `unroll`; it must have an explicit backward.
 
     Returns:
@@ -153,6 +156,7 @@ def bptt_gradients(
     assert algorithm.backward is not None
     learned_start = state is None
     params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
+    checks.pair(name, cell)
     (last_state, ys), residuals = algorithm.forward(cell, weights, state, xs)
     if d_ys is not None:
         d_ys = checks.cotangents(name, "d_ys", d_ys, ys)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_bptt
+from tests.core.messages import check, params
 
 jb: Any = jax_bptt  # the types are broken here on purpose
 T, B, I, H, V = 8, 2, 3, 4, 5  # noqa: E741 - the axis letters of the package
@@ -19,20 +20,6 @@ TOKENS = jb.embedding(LSTM, vocabulary_size=V)
 XS = np.ones((T, B, I))
 HIDDEN = np.zeros((B, H))
 STATE = jb.LSTMState(HIDDEN, HIDDEN)
-
-
-def params(cell, dtype=None):
-    made = cell.init(jax.random.key(0))
-    return made if dtype is None else jax.tree.map(lambda p: p.astype(dtype), made)
-
-
-def check(call, error, *pieces):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message, "one line"
-    for piece in pieces:
-        assert piece in message, f"{piece!r} is missing from {message!r}"
 
 
 # xs and state: (cell, xs, state, error, what the message has to contain)
@@ -67,12 +54,25 @@ INPUTS = {
     "state of another size": (
         *(ELMAN, XS, np.zeros((B, 5)), ValueError, "state.shape=(2, 5)", "(2, 4)"),
     ),
-    "state of another cell": (LSTM, XS, HIDDEN, TypeError, "state has the structure", "LSTMState"),
-    "LSTM state to another cell": (ELMAN, XS, STATE, TypeError, "state", "LSTMState"),
-    "state as a plain tuple": (LSTM, XS, tuple(STATE), TypeError, "state", "LSTMState"),
+    "state of another cell": (
+        *(LSTM, XS, HIDDEN, TypeError, "state has the structure PyTreeDef(*) (of type array)"),
+        *("(of type LSTMState)", "cell.initial_state(params, (2,))"),
+    ),
+    "LSTM state to another cell": (
+        *(ELMAN, XS, STATE, TypeError, "(of type LSTMState)", "has PyTreeDef(*) (of type array)"),
+    ),
+    "state as a plain tuple": (
+        *(LSTM, XS, tuple(STATE), TypeError, "(of type tuple)", "(of type LSTMState)"),
+        "cell.initial_state(params, (2,))",
+    ),
+    "a string for state": (ELMAN, XS, "zeros", TypeError, "state must be an array", "got a str"),
     "float32 state": (
         *(ELMAN, XS, np.zeros((B, H), np.float32), TypeError, "state has dtype float32"),
-        *("carries float64", "astype"),
+        *("carries float64", "state.astype('float64')"),
+    ),
+    "float32 leaf of a state": (
+        *(LSTM, XS, STATE._replace(c=HIDDEN.astype(np.float32)), TypeError),
+        *("state.c has dtype float32", "carries float64", "state.c.astype('float64')"),
     ),
     "integer state": (
         *(ELMAN, XS, np.zeros((B, H), int), TypeError, "state has dtype int64", "carries float64"),
@@ -86,15 +86,32 @@ INPUTS = {
         *("floating-point", "jb.embedding(cell, vocabulary_size=...)"),
     ),
     "booleans": (LSTM, XS > 0, None, TypeError, "xs has dtype bool", "xs.astype"),
-    "complex xs": (LSTM, XS + 0j, None, TypeError, "xs has dtype complex128", "floating-point"),
-    "floats to an embedding": (
-        *(TOKENS, np.ones((T, B)), None, TypeError, "xs has dtype float64", "integer inputs"),
-        "xs.astype('int32')",
+    "complex xs": (
+        *(LSTM, XS + 0j, None, TypeError, "xs has dtype complex128", "floating-point"),
+        "jnp.concatenate([xs.real, xs.imag], -1)",
+    ),
+    "one-hot vectors to an embedding": (
+        *(TOKENS, np.ones((T, B, V)), None, TypeError, "xs has dtype float64", "integer inputs"),
+        *("integer tokens", "jnp.argmax(xs, -1)"),
+    ),
+    "a key": (
+        *(LSTM, jax.random.key(0), None, TypeError, "xs has dtype key<fry>", "floating-point"),
+        "jax.random.normal(key, (T, *batch, 3))",
+    ),
+    "a string": (LSTM, "xs", None, TypeError, "xs must be an array of numbers", "got a str"),
+    "objects": (
+        *(LSTM, np.array([[1.0], [1.0, 2.0]], object), None, TypeError),
+        *("xs must be an array of numbers", "got dtype object", "unequal length"),
     ),
     "no arrays": (LSTM, (), None, TypeError, "xs has the structure", "input_spec"),
     "None for xs": (LSTM, None, None, TypeError, "xs has the structure", "input_spec"),
-    "a list of arrays": (LSTM, list(XS), None, TypeError, "xs has the structure", "input_spec"),
-    "a dict of arrays": (LSTM, {"x": XS}, None, TypeError, "xs has the structure", "input_spec"),
+    "a list of arrays": (
+        *(LSTM, list(XS[:2]), None, TypeError, "xs has the structure PyTreeDef([*, *])"),
+        *("(of type list)", "input_spec has PyTreeDef(*) (of type array)", "jnp.stack(xs)"),
+    ),
+    "a dict of arrays": (
+        *(LSTM, {"x": XS}, None, TypeError, "xs has the structure", "(of type dict)", "input_spec"),
+    ),
     "the algorithm for a state": (LSTM, XS, jb.bptt(), TypeError, "state has the structure"),
 }
 
@@ -109,10 +126,27 @@ def test_inputs(case):
 PARAMS = {
     "a key": (lambda: jax.random.key(0), TypeError, "PRNG key", "params = cell.init(key)"),
     "keys in a list": (lambda: [jax.random.key(0)], TypeError, "params = cell.init(key)"),
-    "an old key": (lambda: jax.random.PRNGKey(0), TypeError, "cell.init"),
-    "None": (lambda: None, TypeError, "params has the structure", "cell.init"),
-    "a plain tuple": (lambda: tuple(params(LSTM)), TypeError, "structure", "Params"),
-    "of a GRU": (lambda: params(jb.gru(**SIZES)), TypeError, "GRUParams", "Params"),
+    "an old key": (
+        *(lambda: jax.random.PRNGKey(0), TypeError, "params is a PRNG key"),
+        "params = cell.init(key)",
+    ),
+    "None": (lambda: None, TypeError, "params has the structure", "params = cell.init(key)"),
+    "a plain tuple": (
+        *(lambda: tuple(params(LSTM)), TypeError, "(of type tuple)", "(of type Params)"),
+        "params = cell.init(key)",
+    ),
+    "of a GRU": (
+        *(lambda: params(jb.gru(**SIZES)), TypeError, "(of type GRUParams)", "(of type Params)"),
+        "params = cell.init(key)",
+    ),
+    "a string": (
+        *(lambda: params(LSTM)._replace(b="b"), TypeError),
+        *("params.b must be an array of numbers", "got a str"),
+    ),
+    "mixed dtypes": (
+        *(lambda: params(LSTM)._replace(b=np.zeros((4, H), np.float32)), TypeError),
+        *("params.w_x has dtype float64", "params.b has float32", "params.b.astype("),
+    ),
     "of a simple cell": (
         *(lambda: params(ELMAN), ValueError, "params.w_x", "(3, 1, 4)", "(3, 4, 4)"),
         "params = cell.init(key)",
@@ -163,30 +197,6 @@ def test_what_is_no_algorithm(function, algorithm):
     )
 
 
-@pytest.mark.parametrize("block_length", [0, -1, 2.5, "3"])
-def test_block_length(block_length):
-    pieces = "bptt: block_length must be a positive number of steps", repr(block_length)
-    check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
-
-
-CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before]
-
-
-@pytest.mark.parametrize("constructor", CONSTRUCTORS)
-@pytest.mark.parametrize("argument", ["input_size", "hidden_size", "output_size"])
-@pytest.mark.parametrize("size", [0, -1, 2.0, True, "3"])
-def test_sizes(constructor, argument, size):
-    pieces = f"{constructor.__name__}: {argument} must be a positive integer", repr(size)
-    check(lambda: constructor(**(SIZES | {argument: size})), ValueError, *pieces)
-
-
-@pytest.mark.parametrize("constructor", CONSTRUCTORS)
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
-def test_dtypes(constructor, dtype):
-    pieces = f"{constructor.__name__}: dtype must be a floating dtype such as jnp.float32", "got"
-    check(lambda: constructor(**SIZES, dtype=dtype), TypeError, *pieces)
-
-
 def _own(step, **changed):
     made = dict(
         init=lambda key: jnp.ones(I),
@@ -194,6 +204,61 @@ def _own(step, **changed):
         input_shape=(I,),
     )
     return jb.from_step(step, **(made | changed))
+
+
+def test_mixed_dtypes_where_the_cell_means_them():
+    """The dtypes of init count: one stays one; several may be narrowed together or apart."""
+    inner = jb.mixed_precision(LSTM)
+    tokens = jb.embedding(inner, vocabulary_size=V)
+    for cell, xs in ((inner, XS.astype(np.float32)), (tokens, np.zeros((T, B), np.int32))):
+        made = params(cell, jnp.float32)
+        jb.unroll(cell, made, xs)
+        odd = jax.tree.map(lambda p: p.astype(jnp.bfloat16 if p.ndim == 2 else p.dtype), made)
+        pieces = "float32", "bfloat16", "Nothing is cast silently"
+        check(lambda c=cell, p=odd, xs=xs: jb.unroll(c, p, xs), TypeError, *pieces)
+    two = _own(
+        lambda w, s, x: s + w[0].astype(s.dtype) * w[1].astype(s.dtype),
+        init=lambda key: (jnp.ones((B, I)), jnp.ones((B, I), jnp.bfloat16)),
+    )
+    jb.unroll(two, params(two), XS)
+    jb.unroll(two, params(two, jnp.float64), XS)
+
+
+def test_the_default_dtype_is_part_of_what_init_makes():
+    cell = _own(
+        lambda w, s, x: s + w[0].astype(s.dtype) * w[1].astype(s.dtype),
+        init=lambda key: (jnp.ones((B, I)), jnp.ones((B, I), jnp.float32)),
+    )
+    with jax.enable_x64(False):
+        jb.unroll(cell, params(cell), XS.astype(np.float32))
+    jb.unroll(cell, params(cell), XS)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_narrow_initial_state(dtype, given):
+    cell = _own(lambda w, s, x: s, initial_state=lambda p, b: {"s": jnp.zeros((*b, I), dtype)})
+    state = {"s": np.zeros((B, I), dtype)} if given else None
+    pieces = f"state['s'] of dtype {jnp.dtype(dtype).name}", "float32 or wider", "jnp.float32"
+    check(lambda: jb.unroll(cell, params(cell), XS, state), TypeError, "unroll: ", *pieces)
+
+
+@pytest.mark.parametrize("function", [jb.unroll, jb.bptt_gradients])
+@pytest.mark.parametrize("missing", ["pointwise_fwd", "pointwise_bwd"])
+def test_half_a_pair(function, missing):
+    cell = LSTM._replace(step=LSTM.step._replace(**{missing: None}))
+    pieces = f"{function.__name__}: cell.step", f"{missing} is missing", "or neither"
+    check(lambda: function(cell, params(cell), XS), TypeError, *pieces)
+
+
+def test_floats_where_the_cell_takes_keys():
+    cell = _own(
+        lambda w, s, k: s + jax.random.normal(k, (I,)),
+        input_shape=None,
+        input_spec=jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
+    pieces = "PRNG-key inputs", "jax.random.split(key, T)"
+    check(lambda: jb.unroll(cell, params(cell), np.ones(T)), TypeError, *pieces)
 
 
 STEPS = {
@@ -235,29 +300,6 @@ def test_xs_without_a_single_array():
     check(lambda: jb.unroll(cell, params(cell), ()), ValueError, "unroll: xs has no arrays")
 
 
-def test_from_step():
-    good = dict(init=lambda key: 0, initial_state=lambda p, b: 0)
-    for name in ("step", "init", "initial_state", "project", "readout", "prepare"):
-        arguments = good | {"step": len, "input_shape": (I,), name: 3}
-        pieces = f"from_step: {name} must be a function", "got 3"
-        check(lambda a=arguments: jb.from_step(**a), TypeError, *pieces)
-    both = dict(input_shape=(I,), input_spec=jax.ShapeDtypeStruct((I,), jnp.float32))
-    for spec in ({}, both):
-        check(lambda s=spec: jb.from_step(len, **good, **s), TypeError, "input_shape=(I,)")
-
-
-def test_wrappers():
-    check(lambda: jb.embedding(jb.lstm, vocabulary_size=V), TypeError, "embedding: cell must be")
-    check(lambda: jb.embedding(TOKENS, vocabulary_size=V), ValueError, "must take vectors")
-    check(lambda: jb.embedding(LSTM, vocabulary_size=0), ValueError, "vocabulary_size must be")
-    check(lambda: jb.mixed_precision(jb.gru), TypeError, "mixed_precision: cell must be a Cell")
-    check(lambda: jb.mixed_precision(LSTM, dtype=jnp.int8), TypeError, "floating dtype")
-
-
-def test_activation():
-    check(lambda: jb.elman(**SIZES, activation="tanh"), TypeError, "elman: activation", "jnp.tanh")
-
-
 COTANGENTS = {
     "shape of d_ys": (
         *(dict(d_ys=np.ones((T, B, 5))), ValueError, "d_ys is float64[8, 2, 5]"),
@@ -268,11 +310,10 @@ COTANGENTS = {
         *(dict(d_ys=np.ones((T, B, H), np.float32)), ValueError, "d_ys is float32", "float64"),
     ),
     "structure of d_ys": (dict(d_ys=(np.ones((T, B, H)),)), TypeError, "d_ys has the structure"),
+    "a string for d_ys": (dict(d_ys="ones"), TypeError, "d_ys must be an array", "got a str"),
     "structure of d_last_state": (
-        dict(d_last_state=HIDDEN),
-        TypeError,
-        "d_last_state",
-        "LSTMState",
+        *(dict(d_last_state=HIDDEN), TypeError, "d_last_state has the structure", "LSTMState"),
+        "None at leaves that have no gradient",
     ),
     "shape of d_last_state": (
         *(dict(d_last_state=jb.LSTMState(HIDDEN, np.ones((3, H)))), ValueError),
