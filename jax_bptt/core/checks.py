@@ -172,11 +172,13 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
 
 
 def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int, ...]]:
-    way_out = (
-        "Pass one array: jnp.stack(xs), or jnp.asarray(xs) for nested lists of numbers."
-        if isinstance(xs, list | tuple) and hasattr(cell.input_spec, "dtype")
-        else "Give it that structure, each leaf an array with time as its first axis."
+    require(
+        type(xs) not in (list, tuple) or not hasattr(cell.input_spec, "dtype"),
+        f"{function}: xs is a {type(xs).__name__}, but this cell takes one array. Pass "
+        "jnp.stack(xs), or jnp.asarray(xs) for nested lists of numbers.",
+        TypeError,
     )
+    way_out = "Give it that structure, each leaf an array with time as its first axis."
     _same_structure(function, "xs", xs, cell.input_spec, "the cell's input_spec", way_out)
     xs = _as_arrays(function, "xs", xs)
     specs = dict(_leaves(cell.input_spec))

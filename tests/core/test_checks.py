@@ -103,11 +103,11 @@ INPUTS = {
         *(LSTM, np.array([[1.0], [1.0, 2.0]], object), None, TypeError),
         *("xs must be an array of numbers", "got dtype object", "unequal length"),
     ),
-    "no arrays": (LSTM, (), None, TypeError, "xs has the structure", "input_spec"),
+    "no arrays": (LSTM, (), None, TypeError, "xs is a tuple", "one array"),
+    "the algorithm for xs": (LSTM, jb.bptt(), None, TypeError, "(of type Algorithm)", "input_spec"),
     "None for xs": (LSTM, None, None, TypeError, "xs has the structure", "input_spec"),
     "a list of arrays": (
-        *(LSTM, list(XS[:2]), None, TypeError, "xs has the structure PyTreeDef([*, *])"),
-        *("(of type list)", "input_spec has PyTreeDef(*) (of type array)", "jnp.stack(xs)"),
+        *(LSTM, list(XS), None, TypeError, "xs is a list", "one array", "jnp.stack(xs)"),
     ),
     "a dict of arrays": (
         *(LSTM, {"x": XS}, None, TypeError, "xs has the structure", "(of type dict)", "input_spec"),
