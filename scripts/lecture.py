@@ -1,6 +1,7 @@
 """The lecture's example: dE_N/dWs and dE_N/dWx as sums with one term for every state s_N .. s_1."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -314,4 +315,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader who has seen enough is no error
     sys.exit(main())

@@ -54,9 +54,10 @@ def contributions(
     name = "contributions"
     learned_start = state is None
     params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
+    checks.pair(name, cell)
     steps = jax.tree.leaves(xs)[0].shape[0]
     checks.require(
-        isinstance(step, int) and not isinstance(step, bool) and 1 <= step <= steps,
+        checks.is_integer(step) and 1 <= step <= steps,
         f"{name}: step must be an integer from 1 to T={steps}, the number of steps of xs, "
         f"got {step!r}",
     )
