@@ -80,7 +80,7 @@ def linearize(
     return _linearize_plain(cell, weights, prevs, drives)
 
 
-def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree):
+def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree) -> Linearization:
     """Any step: its vector-Jacobian product is taken inside the reverse scan."""
 
     def transpose(residual, d_state):
@@ -100,7 +100,7 @@ def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree)
 
 def _linearize_gated(
     cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
-):
+) -> Linearization:
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
     if step.pointwise_fwd is None or step.pointwise_bwd is None:
         fwd, bwd = _automatic_pair(step.pointwise)
@@ -109,7 +109,6 @@ def _linearize_gated(
     feedbacks, pull_mix = trees.inexact_vjp(lambda w: over_time(cell, step.mix)(w, prevs), weights)
     # Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
     residuals = jax.vmap(lambda args: fwd(weights, *args))((prevs, drives, feedbacks, states))
-
     transposed = trees.transposed_layout(weights)
 
     def transpose(residual, d_state):
