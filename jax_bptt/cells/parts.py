@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jax_bptt.core.checks import floating_dtype, positive_size
 from jax_bptt.core.trees import accumulator_dtype
@@ -34,7 +34,9 @@ def product(x: Array, w: Array) -> Array:
     rows, matrix = x.astype(w.dtype).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
     # Two-dimensional operands: the gradient of w then contracts a single axis, which XLA runs
     # without the transposed copies it makes for the general case (half the time on a CPU).
-    z = jnp.matmul(rows, matrix, preferred_element_type=accumulator_dtype(w.dtype))
+    contract = (((1,), (0,)), ((), ()))
+    dtype = accumulator_dtype(w.dtype)
+    z = lax.dot_general(rows, matrix, contract, preferred_element_type=dtype)
     return z.reshape(*x.shape[:-1], *w.shape[1:])
 
 
