@@ -4,6 +4,9 @@ Each library is imported when its models are asked for, so that the benchmark ru
 function takes the row and returns its `Model`, or None where the library has no such cell.
 """
 
+# The rivals are an optional extra, so that they may be absent where types are checked.
+# pyright: reportMissingImports=false
+
 from collections.abc import Callable
 
 import jax

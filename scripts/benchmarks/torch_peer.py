@@ -1,5 +1,8 @@
 """PyTorch's recurrent layers on the CPU, through its own autograd."""
 
+# The rivals are an optional extra, so that they may be absent where types are checked.
+# pyright: reportMissingImports=false
+
 import functools
 from collections.abc import Callable
 from typing import Any
