@@ -96,8 +96,9 @@ def _gates(drive, feedback):
     gates = 0.5 * jnp.tanh(0.5 * (drive[..., :2, :] + feedback[..., :2, :])) + 0.5
     r, z = gates[..., 0, :], gates[..., 1, :]
     # The candidate's equation on all three gates, of which one is kept: the compiler drops the
-    # other two, but no longer puts both tanhs into one loop, which jax 0.10 fails to vectorise
-    # (14 against 120 microseconds a step at B = 32, H = 256; jax 0.12: 31 against 31).
+    # other two, but no longer fuses all of the step into one loop, which under jax 0.10 runs as
+    # slowly as if it were not vectorised (14 against 120 microseconds a step at B = 32, H = 256;
+    # jax 0.12: 31 against 31; loaded machine).
     reset = jnp.broadcast_to(gates[..., :1, :], drive.shape)
     n = jnp.tanh(drive + reset * feedback)[..., 2, :]
     return r, z, n
