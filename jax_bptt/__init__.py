@@ -9,7 +9,7 @@ from jax_bptt.cells.lstm import LSTMState, lstm
 from jax_bptt.cells.parts import Params
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
 from jax_bptt.core.bptt import bptt
-from jax_bptt.core.types import Algorithm, Cell, GatedStep
+from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
 from jax_bptt.core.unroll import bptt_gradients, unroll
 from jax_bptt.diagnostics.contributions import contributions
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Cell",
+    "DiagonalStep",
     "EmbeddingParams",
     "GRUParams",
     "GatedStep",

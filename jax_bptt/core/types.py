@@ -11,6 +11,8 @@ Time comes first, units last and gates second to last. A plural name (`xs`, `sta
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 PyTree = Any
 """Any nesting of tuples, lists, dicts and registered classes whose leaves are arrays."""
 
@@ -35,7 +37,8 @@ class Cell(NamedTuple):
       initial_state: `(params, batch_shape) -> state`, any pytree; its inexact leaves are float32
         or wider, so that the recurrence is carried in at least single precision.
       step: `(weights, state, drive) -> state`, with the structure, shapes and dtypes of `state`.
-        A `GatedStep` is a step with a seam inside, which is what earns speed.
+        A `GatedStep` is a step with a seam inside, which is what earns speed; a `DiagonalStep` is
+        one without a product.
       project: `(weights, x) -> drive`, the contribution of one input.
       readout: `(weights, state) -> y`, the output of one state.
       input_spec: a pytree of `jax.ShapeDtypeStruct` that describes one input `x` without its time
@@ -89,6 +92,28 @@ class GatedStep(NamedTuple):
     def __call__(self, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
         """Advance the state by one step."""
         return self.pointwise(weights, state, drive, self.mix(weights, state))
+
+
+class DiagonalStep(NamedTuple):
+    """A step that is linear in the state, each unit on its own.
+
+        a_t, b_t = coefficients(weights, drive_t)
+        s_t      = a_t s_{t-1} + b_t
+
+    The coefficients know no state, so that they are computed for all steps at once, and what is
+    left is a linear recurrence, which an associative scan runs in O(log T) sequential steps.
+
+    Attributes:
+      coefficients: `(weights, drive) -> (a, b)`, two pytrees with the structure, shapes and dtypes
+        of the state.
+    """
+
+    coefficients: Callable[..., tuple[PyTree, PyTree]]
+
+    def __call__(self, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
+        """Advance the state by one step."""
+        a, b = self.coefficients(weights, drive)
+        return jax.tree.map(lambda a, s, b: a * s + b, a, state, b)
 
 
 class Algorithm(NamedTuple):
