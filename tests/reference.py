@@ -43,6 +43,55 @@ def unroll(xp, reference, params, state, xs, batch_shape):
     return jax.tree.map(lambda a: unflatten(a, 0), s), ys
 
 
+class Options(NamedTuple):
+    """What a sequence may have besides its inputs, for `unroll_rows`; NumPy arrays, no None."""
+
+    lengths: Any  # [rows]
+    resets: Any  # [T, rows]
+    mask: Any  # [T, rows]
+    reverse: bool = False
+
+
+def unroll_rows(xp, reference, params, state, xs, options):
+    """Return (last_state, ys) of every row of a batch [rows], each run alone in a Python loop."""
+    p = reference.prepare(xp, params)
+    steps, rows = options.mask.shape
+
+    def pick(tree, *index):
+        return jax.tree.map(lambda a: xp.asarray(a)[index][None], tree)
+
+    def run(row):
+        start = s = pick(state, row)
+        ys = {}
+        valid = range(options.lengths[row])
+        for t in reversed(valid) if options.reverse else valid:
+            s = start if options.resets[t, row] else s
+            s = reference.step(xp, p, s, pick(xs, t, row)) if options.mask[t, row] else s
+            ys[t] = reference.readout(xp, p, s)
+        zero = jax.tree.map(lambda y: y * 0, reference.readout(xp, p, start))
+        ys = [ys.get(t, zero) for t in range(steps)]
+        return s, jax.tree.map(lambda *y: xp.stack(y), *ys)
+
+    last_states, ys = zip(*map(run, range(rows)), strict=True)
+    return (
+        jax.tree.map(lambda *s: xp.concatenate(s), *last_states),
+        jax.tree.map(lambda *y: xp.concatenate(y, 1), *ys),
+    )
+
+
+def row_gradients(reference, params, state, xs, options, cotangents):
+    """Return (outputs, dL/d(params, xs, state)) by `jax.grad` of the rows' Python loops."""
+
+    def loss(params, xs, state):
+        outputs = unroll_rows(jnp, reference, params, state, xs, options)
+        return pair(jnp, cotangents, outputs), outputs
+
+    with jax.numpy_dtype_promotion("standard"):
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
+        gradients, outputs = gradient(params, xs, state)
+    return outputs, gradients
+
+
 def is_inexact(a):
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
@@ -125,3 +174,60 @@ def gru_reset_before(xp, p, s, x):
     z = sigmoid(xp, gate(p, 1, x, s))
     n = xp.tanh(x @ p.w_x[:, 2] + (r * s) @ p.w_s[:, 2] + p.b[None, 2])
     return (1 - z) * n + z * s
+
+
+def lstm_peephole(xp, p, state, x):
+    """Gers and Schmidhuber (2000), "Recurrent nets that time and count"; peepholes i, f, o."""
+    h, c = state
+    i = sigmoid(xp, gate(p, 0, x, h) + p.w_c[0][None] * c)
+    f = sigmoid(xp, gate(p, 1, x, h) + p.w_c[1][None] * c)
+    c = f * c + i * xp.tanh(gate(p, 2, x, h))
+    o = sigmoid(xp, gate(p, 3, x, h) + p.w_c[2][None] * c)
+    return type(state)(o * xp.tanh(c), c)
+
+
+def mgu(xp, p, s, x):
+    """Zhou et al. (2016), the gate moved behind the candidate's product; gates f, n."""
+    f = sigmoid(xp, gate(p, 0, x, s))
+    n = xp.tanh(x @ p.w_x[:, 1] + p.b[None, 1] + f * (s @ p.w_s[:, 1]))
+    return (1 - f) * s + f * n
+
+
+def ugrnn(xp, p, s, x):
+    """Collins, Sohl-Dickstein and Sussillo (2017); gates g, n."""
+    g = sigmoid(xp, gate(p, 0, x, s))
+    return g * s + (1 - g) * xp.tanh(gate(p, 1, x, s))
+
+
+def indrnn(activation):
+    """Li et al. (2018): the recurrent weights are a vector."""
+
+    def step(xp, p, s, x):
+        return activation(xp, x @ p.w_x[:, 0] + p.w_s[None] * s + p.b[0][None])
+
+    return step
+
+
+def slstm(log_forget_gate):
+    """Beck et al. (2024), equations of the stabilised sLSTM; gates i, f, z, o."""
+
+    def step(xp, p, state, x):
+        h, c, n, m = state
+        log_i, log_f = gate(p, 0, x, h), log_forget_gate(xp, gate(p, 1, x, h))
+        new_m = xp.maximum(log_f + m, log_i)
+        i, f = xp.exp(log_i - new_m), xp.exp(log_f + m - new_m)
+        c = f * c + i * xp.tanh(gate(p, 2, x, h))
+        n = f * n + i
+        return type(state)(sigmoid(xp, gate(p, 3, x, h)) * (c / n), c, n, new_m)
+
+    return step
+
+
+def ctrnn(time_step):
+    """Wilson and Cowan (1972), the decay of the old state exact over one step."""
+
+    def step(xp, p, s, x):
+        kept = xp.exp(-time_step / xp.exp(p.log_tau))[None]
+        return kept * s + (1 - kept) * xp.tanh(gate(p, 0, x, s))
+
+    return step

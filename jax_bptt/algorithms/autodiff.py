@@ -1,4 +1,4 @@
-"""The plain scan, differentiated by JAX: the reference, and the way to forward mode."""
+"""The plain scan, differentiated by JAX: the reference for every other algorithm."""
 
 from jax import lax
 
@@ -10,9 +10,8 @@ def autodiff() -> Algorithm:
 
         s_t = step(s_{t-1}, project(x_t))        y_t = readout(s_t)        t = 1..T
 
-    No custom rule is registered, so that forward mode (`jax.jvp`, `jax.linearize`, `jax.jacfwd`)
-    works as well as reverse mode. Exact. Memory is what JAX saves of every step, 13 arrays of
-    [T, B, H] for an LSTM; prefer `bptt()` for gradients.
+    No rule is registered. Exact. Memory is what JAX saves of every step, 13 arrays of [T, B, H] for
+    an LSTM; prefer `bptt()`.
 
     Returns:
       An `Algorithm` for `unroll`.
@@ -26,11 +25,14 @@ def autodiff() -> Algorithm:
       (10, 4)
     """
 
-    def forward(cell, weights, state, xs):
-        def advance(state, x):
-            state = cell.step(weights, state, cell.project(weights, x))
+    def forward(cell, weights, start, xs, controls):
+        def advance(state, inputs):
+            x, controls = inputs
+            old = controls.restart(start, state)
+            new = cell.step(weights, old, cell.project(weights, x))
+            state = controls.hold(new, old)
             return state, cell.readout(weights, state)
 
-        return lax.scan(advance, state, xs), ()
+        return lax.scan(advance, start, (xs, controls)), ()
 
     return Algorithm(forward, None)

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_bptt.core import trees
-from jax_bptt.core.types import Cell, GatedStep, PyTree
+from jax_bptt.core.sequence import Controls, select
+from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
 
 class Linearization(NamedTuple):
@@ -53,31 +54,78 @@ def over_time(cell: Cell, fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return mapped
 
 
-def scan_states(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+def scan_states(
+    cell: Cell, weights: PyTree, start: PyTree, state: PyTree, xs: PyTree, controls: Controls
+) -> tuple[PyTree, PyTree]:
     """Run the cell over `xs` [K, *batch, ...]; return s_K and s_1..s_K stacked.
 
-    The input products of all K steps are one product ahead of the scan.
-    """
+    The input products of all K steps are one product ahead of the scan, and so are the
+    coefficients of a `DiagonalStep`.
 
-    def advance(state, drive):
-        state = cell.step(weights, state, drive)
+    Args:
+      cell: the cell.
+      weights: its prepared parameters.
+      start: the state that a reset goes back to.
+      state: s_0 of this stretch.
+      xs: x_1..x_K.
+      controls: when the state moves, of these K steps.
+    """
+    step, drives = cell.step, over_time(cell, cell.project)(weights, xs)
+    if isinstance(step, DiagonalStep):
+        drives = over_time(cell, step.coefficients)(weights, drives)
+
+    def advance(state, inputs):
+        drive, controls = inputs
+        old = controls.restart(start, state)
+        if isinstance(step, DiagonalStep):
+            new = jax.tree.map(lambda a, s, b: a * s + b, drive[0], old, drive[1])
+        else:
+            new = step(weights, old, drive)
+        state = controls.hold(new, old)
         return state, state
 
-    return lax.scan(advance, state, over_time(cell, cell.project)(weights, xs))
+    return lax.scan(advance, state, (drives, controls))
 
 
-def previous_states(state: PyTree, states: PyTree) -> PyTree:
-    """Return s_0..s_{K-1} from s_0 and s_1..s_K."""
-    return jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states)
+def previous_states(
+    start: PyTree, state: PyTree, states: PyTree, controls: Controls = Controls()
+) -> PyTree:
+    """Return what entered each of K steps: s_0..s_{K-1}, or the start of the sequence at a reset.
+
+    Args:
+      start: the state that a reset goes back to.
+      state: s_0 of this stretch.
+      states: s_1..s_K.
+      controls: of these K steps.
+    """
+    prevs = jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states)
+    return controls.restart(start, prevs)
 
 
 def linearize(
     cell: Cell, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
 ) -> Linearization:
-    """Linearise the step about s_0..s_{K-1} `prevs`, with s_1..s_K `states`, under K drives."""
+    """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives."""
     if isinstance(cell.step, GatedStep):
         return _linearize_gated(cell, cell.step, weights, prevs, states, drives)
+    if isinstance(cell.step, DiagonalStep):
+        return _linearize_diagonal(cell, cell.step, weights, prevs, drives)
     return _linearize_plain(cell, weights, prevs, drives)
+
+
+def _linearize_diagonal(
+    cell: Cell, step: DiagonalStep, weights: PyTree, prevs: PyTree, drives: PyTree
+) -> Linearization:
+    """s_t = a_t s_{t-1} + b_t: the coefficients are the Jacobian."""
+    (a, _), pull = trees.inexact_vjp(over_time(cell, step.coefficients), weights, drives)
+
+    def transpose(a, d_state):
+        return jax.tree.map(jnp.multiply, a, d_state)
+
+    def accumulate(d_states):
+        return pull((jax.tree.map(jnp.multiply, d_states, prevs), d_states))
+
+    return Linearization(a, transpose, accumulate)
 
 
 def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree) -> Linearization:
@@ -148,25 +196,46 @@ def _automatic_pair(pointwise: Callable) -> tuple[Callable, Callable]:
 
 
 def reverse_scan(
-    linearization: Linearization, d_state: PyTree, d_states: PyTree
-) -> tuple[PyTree, PyTree]:
+    linearization: Linearization, d_state: PyTree, d_states: PyTree, controls: Controls
+) -> tuple[PyTree, PyTree, PyTree | None]:
     """Scan lambda_{t-1} = J_t^T lambda_t + g_{t-1} from the last step of a stretch to its first.
+
+    Where the state was held, lambda passes by the step; where it was reset, lambda goes to the
+    start of the sequence and no further back.
 
     Args:
       linearization: of the K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_states: g_1..g_K with leading axis K, None at leaves no output reads.
+      controls: of these K steps.
 
     Returns:
-      J_1^T lambda_1, which reaches s_0 from inside the stretch, and lambda_1..lambda_K stacked.
+      (d_state, lambdas, d_start): what reaches s_0 of the stretch; lambda_1..lambda_K stacked, zero
+      where the state was held; what reaches the start by resets, or None without any.
     """
 
-    def retreat(d_state, inputs):
-        residual, g = inputs
+    def retreat(carry, inputs):
+        d_state, d_start = carry
+        residual, g, controls = inputs
         d_state = trees.add(d_state, g)
-        return linearization.transpose(residual, d_state), d_state
+        if controls.advance is None:
+            through = d_state
+            d_prev = linearization.transpose(residual, through)
+        else:
+            through = select(controls.advance, d_state)
+            past = select(~controls.advance, d_state)
+            d_prev = trees.add(linearization.transpose(residual, through), past)
+        if controls.reset is not None:
+            d_start = trees.add(d_start, select(controls.reset, d_prev))
+            d_prev = select(~controls.reset, d_prev)
+        return (d_prev, d_start), through
 
-    return lax.scan(retreat, d_state, (linearization.residuals, d_states), reverse=True)
+    d_start = None
+    if controls.reset is not None:
+        d_start = trees.vary_alike(jax.tree.map(jnp.zeros_like, d_state), (d_state, controls))
+    inputs = linearization.residuals, d_states, controls
+    (d_state, d_start), lambdas = lax.scan(retreat, (d_state, d_start), inputs, reverse=True)
+    return d_state, lambdas, d_start
 
 
 def readout_gradient(
@@ -192,31 +261,36 @@ def reverse_stretch(
     prevs: PyTree,
     states: PyTree,
     xs: PyTree,
+    controls: Controls,
     d_state: PyTree,
     d_ys: PyTree | None,
-) -> tuple[PyTree, PyTree, PyTree]:
+) -> tuple[PyTree, PyTree, PyTree, PyTree | None]:
     """Run the explicit reverse pass over a stretch of K steps.
 
     Args:
       cell: the cell.
       weights: its prepared parameters.
-      prevs: s_0..s_{K-1}.
+      prevs: what entered each step, from `previous_states`.
       states: s_1..s_K.
       xs: x_1..x_K.
+      controls: of these K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_ys: cotangents of y_1..y_K, or None for none.
 
     Returns:
-      (d_state, d_weights, d_xs): what reaches s_0, and the gradients of this stretch's part.
+      (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, the gradients of this
+      stretch's part, and what reaches the start of the sequence by resets, None without any.
     """
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
     linearization = linearize(cell, weights, prevs, states, drives)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
-    d_state, lambdas = reverse_scan(linearization, d_state, d_states)
+    d_state, lambdas, d_start = reverse_scan(linearization, d_state, d_states, controls)
     d_step, d_drives = linearization.accumulate(lambdas)
     d_project, d_xs = pull_project(d_drives)
     d_weights = trees.add(d_step, d_project)
-    return d_state, d_weights if d_readout is None else trees.add(d_weights, d_readout), d_xs
+    if d_readout is not None:
+        d_weights = trees.add(d_weights, d_readout)
+    return d_state, d_weights, d_xs, d_start
 
 
 def contribution_terms(

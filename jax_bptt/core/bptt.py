@@ -53,35 +53,40 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
         f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
     )
 
-    def forward(cell, weights, state, xs):
-        def run(state, _, xs):
-            return adjoint.scan_states(cell, weights, state, xs)
+    def forward(cell, weights, state, xs, controls):
+        def run(carry, _, inputs):
+            return adjoint.scan_states(cell, weights, state, carry, *inputs)
 
-        last_state, states = _scan_blocks(run, state, None, xs, _length(cell, xs))
+        inputs = xs, controls
+        last_state, states = _scan_blocks(run, state, None, inputs, _length(cell, xs))
         ys = adjoint.over_time(cell, cell.readout)(weights, states)
-        return (last_state, ys), (weights, state, xs, states)
+        return (last_state, ys), (weights, state, xs, controls, states)
 
     def backward(cell, residuals, d_last_state, d_ys):
-        weights, state, xs, states = residuals
+        weights, state, xs, controls, states = residuals
         length = _length(cell, xs)
         firsts = jax.tree.map(
             lambda s, ss: jnp.concatenate([s[None], ss[length - 1 : -1 : length]]), state, states
         )
 
         def run(carry, first, inputs):
-            d_state, d_weights = carry
-            states, xs, d_ys = inputs
-            prevs = adjoint.previous_states(first, states)
-            d_state, d_block, d_xs = adjoint.reverse_stretch(
-                cell, weights, prevs, states, xs, d_state, d_ys
+            d_state, d_start, d_weights = carry
+            states, xs, controls, d_ys = inputs
+            prevs = adjoint.previous_states(state, first, states, controls)
+            d_state, d_block, d_xs, d_reset = adjoint.reverse_stretch(
+                cell, weights, prevs, states, xs, controls, d_state, d_ys
             )
-            return (d_state, trees.accumulate(d_weights, d_block)), d_xs
+            d_start = trees.add(d_start, d_reset)
+            return (d_state, d_start, trees.accumulate(d_weights, d_block)), d_xs
 
-        d_weights = trees.vary_alike(trees.zero_gradient(weights), weights)
-        carry = d_last_state, d_weights
-        (d_state, d_weights), d_xs = _scan_blocks(
-            run, carry, firsts, (states, xs, d_ys), length, reverse=True
+        zeros = trees.zero_gradient(weights), trees.zero_gradient(state)
+        d_weights, d_start = trees.vary_alike(zeros, residuals)
+        carry = d_last_state, None if controls.reset is None else d_start, d_weights
+        (d_state, d_start, d_weights), d_xs = _scan_blocks(
+            run, carry, firsts, (states, xs, controls, d_ys), length, reverse=True
         )
+        if d_start is not None:
+            d_state = trees.add(d_state, d_start)
         return trees.cast_gradient(d_weights, weights), d_state, d_xs
 
     def _length(cell, xs):

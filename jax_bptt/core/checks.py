@@ -11,7 +11,7 @@ import numpy as np
 from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
-_BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
+BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
 _OWN_INIT = "Make them with this cell's own init: params = cell.init(key)."
 
 
@@ -69,7 +69,7 @@ def inputs(
     """
     require(
         isinstance(cell, Cell),
-        f"{function}: cell must be a Cell, got {_name(cell)}. Make one with jb.elman, jb.lstm, "
+        f"{function}: cell must be a Cell, got {kind_of(cell)}. Make one with jb.elman, jb.lstm, "
         "jb.gru, jb.gru_reset_before or, from your own function, jb.from_step.",
         TypeError,
     )
@@ -88,7 +88,7 @@ def algorithm(function: str, algorithm: Any) -> None:
     """Raise unless `algorithm` is an Algorithm."""
     require(
         isinstance(algorithm, Algorithm),
-        f"{function}: algorithm must be an Algorithm, got {_name(algorithm)}. Call the "
+        f"{function}: algorithm must be an Algorithm, got {kind_of(algorithm)}. Call the "
         "constructor: algorithm=jb.bptt(), not jb.bptt.",
         TypeError,
     )
@@ -111,14 +111,14 @@ def cotangents(function: str, name: str, given: PyTree, primal: PyTree) -> PyTre
     expected = jax.tree.map(lambda p: p if trees.is_inexact(p) else None, primal)
     way_out = "Give it that structure, with None at leaves that have no gradient (integers)."
     _same_structure(function, name, given, expected, "the output it belongs to", way_out)
-    given = _as_arrays(function, name, given)
-    wanted = dict(_leaves(expected))
-    for path, got in _leaves(given):
+    given = as_arrays(function, name, given)
+    wanted = dict(leaves(expected))
+    for path, got in leaves(given):
         want = wanted[path]
         require(
             got.shape == want.shape and got.dtype == want.dtype,
-            f"{function}: {name}{path} is {_describe(got)}, but the output it belongs to is "
-            f"{_describe(want)}.",
+            f"{function}: {name}{path} is {describe(got)}, but the output it belongs to is "
+            f"{describe(want)}.",
         )
     return given
 
@@ -142,11 +142,11 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
     )
     expected = _params_spec(cell.init, jnp.result_type(float))
     _same_structure(function, "params", params, expected, "what cell.init makes", _OWN_INIT)
-    params = _as_arrays(function, "params", params)
-    wanted = dict(_leaves(expected))
+    params = as_arrays(function, "params", params)
+    wanted = dict(leaves(expected))
     # Leaves that init makes in one dtype stay in one: a product would cast the odd one silently.
     firsts = {}
-    for path, leaf in _leaves(params):
+    for path, leaf in leaves(params):
         want = wanted[path]
         require(
             leaf.shape == want.shape,
@@ -180,17 +180,17 @@ def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int,
     )
     way_out = "Give it that structure, each leaf an array with time as its first axis."
     _same_structure(function, "xs", xs, cell.input_spec, "the cell's input_spec", way_out)
-    xs = _as_arrays(function, "xs", xs)
-    specs = dict(_leaves(cell.input_spec))
+    xs = as_arrays(function, "xs", xs)
+    specs = dict(leaves(cell.input_spec))
     first = None
-    for path, x in _leaves(xs):
+    for path, x in leaves(xs):
         spec = specs[path]
         shape = tuple(map(int, spec.shape))
         rank = len(shape)
         axes = ", ".join(["T", "*batch", *map(str, shape)])
         require(
             _same_kind(x.dtype, spec.dtype),
-            f"{function}: xs{path} has dtype {x.dtype}, but this cell takes {_word(spec.dtype)} "
+            f"{function}: xs{path} has dtype {x.dtype}, but this cell takes {word(spec.dtype)} "
             f"inputs. {_conversion(f'xs{path}', x, spec, axes)}",
             TypeError,
         )
@@ -237,7 +237,7 @@ def _check_dtype(function: str, weights: PyTree, xs: PyTree) -> None:
     """Inputs come in the dtype of the weights or of the carry; a product casts nothing else."""
     own = {_real(w.dtype) for w in jax.tree.leaves(weights) if trees.is_inexact(w)}
     allowed = own | {trees.accumulator_dtype(d) for d in own}
-    for path, x in _leaves(xs):
+    for path, x in leaves(xs):
         require(
             not trees.is_inexact(x) or not allowed or _real(x.dtype) in allowed,
             f"{function}: xs{path} has dtype {x.dtype}, but the weights have "
@@ -255,7 +255,7 @@ def _check_state(
         expected = state = jax.tree.map(jnp.asarray, cell.initial_state(params, batch_shape))
     else:
         expected = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
-    for path, want in _leaves(expected):
+    for path, want in leaves(expected):
         require(
             not trees.is_inexact(want) or trees.accumulator_dtype(want.dtype) == want.dtype,
             f"{function}: cell.initial_state makes state{path} of dtype {want.dtype}, but a "
@@ -264,10 +264,10 @@ def _check_state(
             TypeError,
         )
     _same_structure(function, "state", state, expected, "this cell's state", own)
-    state = _as_arrays(function, "state", state)
-    wanted = dict(_leaves(expected))
+    state = as_arrays(function, "state", state)
+    wanted = dict(leaves(expected))
     shape = jax.tree.leaves(xs)[0].shape
-    for path, leaf in _leaves(state):
+    for path, leaf in leaves(state):
         want = wanted[path]
         batch = len(batch_shape)
         same_units = leaf.ndim == want.ndim and leaf.shape[batch:] == want.shape[batch:]
@@ -275,12 +275,12 @@ def _check_state(
             leaf.shape == want.shape or not same_units,
             f"{function}: xs and state disagree on the batch shape: xs.shape={shape} read as "
             f"[T, *batch, ...] has *batch={batch_shape}, state{path}.shape={leaf.shape} has "
-            f"{leaf.shape[:batch]}. {_BATCH_MAJOR}",
+            f"{leaf.shape[:batch]}. {BATCH_MAJOR}",
         )
         require(
             leaf.shape == want.shape,
             f"{function}: state{path}.shape={leaf.shape}, but this cell's state for "
-            f"xs.shape={shape} has {want.shape}. {own} {_BATCH_MAJOR}",
+            f"xs.shape={shape} has {want.shape}. {own} {BATCH_MAJOR}",
         )
         require(
             leaf.dtype == want.dtype,
@@ -297,13 +297,13 @@ def _check_step(function: str, cell: Cell, weights: PyTree, xs: PyTree, state: P
     way_out = "A step returns a state of the structure it took."
     name = "the state that cell.step returns"
     _same_structure(function, name, new, state, "the state it took", way_out)
-    wanted = dict(_leaves(state))
-    for path, leaf in _leaves(new):
+    wanted = dict(leaves(state))
+    for path, leaf in leaves(new):
         want = wanted[path]
         require(
             leaf.shape == want.shape and leaf.dtype == want.dtype,
-            f"{function}: cell.step changes state{path} from {_describe(want)} to "
-            f"{_describe(leaf)}. A step returns a state of the shapes and dtypes it took; check "
+            f"{function}: cell.step changes state{path} from {describe(want)} to "
+            f"{describe(leaf)}. A step returns a state of the shapes and dtypes it took; check "
             "the dtypes of params, xs and state, and the batch shape of xs.",
             TypeError,
         )
@@ -321,11 +321,11 @@ def _same_structure(
     )
 
 
-def _as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
+def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
     def convert(path, leaf):
         message = (
             f"{function}: {name}{jax.tree_util.keystr(path)} must be an array of numbers, got "
-            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else _name(leaf)}. Convert it to a "
+            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else kind_of(leaf)}. Convert it to a "
             "numeric dtype first; pad sequences of unequal length."
         )
         # JAX takes some strings for the name of a dtype: "?" would become True.
@@ -338,7 +338,7 @@ def _as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(convert, tree)
 
 
-def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+def leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(k), v) for k, v in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -361,7 +361,7 @@ def _same_kind(a: Any, b: Any) -> bool:
     return any(jnp.issubdtype(a, k) and jnp.issubdtype(b, k) for k in kinds)
 
 
-def _word(dtype: Any) -> str:
+def word(dtype: Any) -> str:
     for kind, word in (
         (jnp.bool_, "boolean"),
         (jnp.integer, "integer"),
@@ -373,7 +373,7 @@ def _word(dtype: Any) -> str:
     return "PRNG-key"
 
 
-def _describe(leaf: Any) -> str:
+def describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
@@ -381,7 +381,7 @@ def _type(value: Any) -> str:
     return "array" if hasattr(value, "dtype") else type(value).__name__
 
 
-def _name(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return (
         f"the function {value.__name__}"
         if callable(value) and hasattr(value, "__name__")

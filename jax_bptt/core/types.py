@@ -120,11 +120,12 @@ class Algorithm(NamedTuple):
     """How one sequence is run and differentiated. An algorithm knows no cell.
 
     Attributes:
-      forward: `(cell, weights, state, xs) -> ((last_state, ys), residuals)`.
-      backward: `(cell, residuals, d_last_state, d_ys) -> (d_weights, d_state, d_xs)`, the explicit
-        reverse pass; `d_ys` is None where no output has a cotangent, and leaves that cannot be
-        differentiated (integers, booleans, keys) are None on both sides. A `backward` of None
-        leaves the differentiation of `forward` to JAX.
+      forward: `(cell, weights, state, xs, controls) -> ((last_state, ys), residuals)`, in the order
+        in which time is run; `controls` is a `jax_bptt.core.sequence.Controls`.
+      backward: `(cell, residuals, d_last_state, d_ys) -> (d_weights, d_state, d_xs)`, the exact
+        gradient by an explicit reverse pass; `d_ys` is None where no output has a cotangent, and
+        leaves that cannot be differentiated (integers, booleans, keys) are None on both sides. A
+        `backward` of None leaves the differentiation of `forward` to JAX.
     """
 
     forward: Callable[..., tuple[PyTree, PyTree]]

@@ -1,13 +1,12 @@
 """Run a cell over a sequence, with the gradient of the chosen algorithm."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax import Array
 
-from jax_bptt.core import checks, trees
+from jax_bptt.core import checks, sequence, sequence_checks, trees
 from jax_bptt.core.bptt import bptt
+from jax_bptt.core.derivative import differentiable
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
 
@@ -18,13 +17,18 @@ def unroll(
     state: PyTree | None = None,
     *,
     algorithm: Algorithm | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    reverse: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """Run `cell` over `xs` and return its last state and its outputs.
 
         s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)        t = 1..T
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
-    is explicit backpropagation through time, `bptt()`. T = 0 returns the state as it came.
+    is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order
+    are exact as well. T = 0 returns the state as it came.
 
     Args:
       cell: a `Cell`, e.g. `lstm(input_size=I, hidden_size=H)`.
@@ -33,9 +37,19 @@ def unroll(
         in the dtype of the weights or of the carry.
       state: s_0 as `cell.initial_state(params, batch_shape)` makes it, which is also the default.
       algorithm: how the gradient is computed; see `bptt` and `autodiff`.
+      lengths: integer [*batch], 0 to T: the number of steps of each sequence of a padded batch.
+        Beyond it the state is held, outputs are zero, and inputs are not read: they may be NaN.
+      resets: bool [T, *batch]: where the state starts again from `state`, before the step is taken.
+        No gradient crosses; what would have crossed is none of s_0's either, but the path from the
+        reset on is.
+      mask: bool [T, *batch]: where False, the state is held and the input not read; the output is
+        that of the held state.
+      reverse: whether time runs backwards, from each sequence's last step to its first. Outputs
+        stay where their inputs are.
 
     Returns:
-      (last_state, ys), in the order of `lax.scan`: s_T, and the outputs [T, *batch, ...].
+      (last_state, ys), in the order of `lax.scan`: the state after the last step that was run, each
+      sequence's own, and the outputs [T, *batch, ...].
 
     Raises:
       TypeError: an argument is of the wrong kind, structure or dtype.
@@ -53,50 +67,13 @@ def unroll(
     checks.algorithm("unroll", algorithm)
     _, weights, xs, state = checks.inputs("unroll", cell, params, xs, state)
     checks.pair("unroll", cell)
+    options = sequence_checks.options("unroll", cell, xs, state, lengths, resets, mask, reverse)
+    xs, controls, valid = sequence.arrange(xs, *options)
     if algorithm.backward is None:
-        return algorithm.forward(cell, weights, state, xs)[0]
-    return _explicit(cell, algorithm, weights, state, xs)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _explicit(cell, algorithm, weights, state, xs):
-    return algorithm.forward(cell, weights, state, xs)[0]
-
-
-def _forward(cell, algorithm, weights, state, xs):
-    weights, state, xs = jax.tree.map(lambda p: p.value, (weights, state, xs))
-    return algorithm.forward(cell, weights, state, xs)
-
-
-def _backward(cell, algorithm, residuals, cotangents):
-    d_last_state, d_ys = cotangents
-    leaves = jax.tree.leaves(d_ys, is_leaf=_is_symbolic_zero)
-    if all(_is_symbolic_zero(leaf) for leaf in leaves):
-        d_ys = None
+        (last_state, ys), _ = algorithm.forward(cell, weights, state, xs, controls)
     else:
-        d_ys = _materialize(d_ys)
-    d_last_state = trees.vary_alike(_materialize(d_last_state), residuals)
-    return algorithm.backward(cell, residuals, d_last_state, d_ys)
-
-
-# Symbolic zeros tell a loss on the last state from one on the outputs, which spares the former
-# a [T, *batch, O] array of zeros and the reverse pass of the readout.
-_explicit.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _is_symbolic_zero(leaf):
-    return isinstance(leaf, SymbolicZero)
-
-
-def _materialize(tree):
-    """Replace symbolic zeros by arrays, and cotangents of what has no gradient by None."""
-
-    def leaf(d):
-        if not _is_symbolic_zero(d):
-            return None if d.dtype == jax.dtypes.float0 else d
-        return jnp.zeros(d.shape, d.dtype) if trees.is_inexact(d) else None
-
-    return jax.tree.map(leaf, tree, is_leaf=_is_symbolic_zero)
+        last_state, ys = differentiable(cell, algorithm, weights, state, xs, controls)
+    return last_state, sequence.restore(ys, valid, reverse)
 
 
 def bptt_gradients(
@@ -108,6 +85,10 @@ def bptt_gradients(
     d_last_state: PyTree | None = None,
     *,
     algorithm: Algorithm | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    reverse: bool = False,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Run the explicit reverse pass by hand, from cotangents to gradients.
 
@@ -127,6 +108,7 @@ def bptt_gradients(
       d_last_state: dL/ds_T by paths other than the outputs, like the state, with None at leaves
         without a gradient (integers); None for zero.
       algorithm: as in `unroll`; it must have an explicit backward.
+      lengths, resets, mask, reverse: as in `unroll`.
 
     Returns:
       (d_params, d_xs, d_state), like params, xs and state, with None at leaves without a
@@ -157,9 +139,14 @@ def bptt_gradients(
     learned_start = state is None
     params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
     checks.pair(name, cell)
-    (last_state, ys), residuals = algorithm.forward(cell, weights, state, xs)
+    options = sequence_checks.options(name, cell, xs, state, lengths, resets, mask, reverse)
+    (run_xs, controls, valid), pull_arrange = trees.inexact_vjp(
+        lambda xs: sequence.arrange(xs, *options), xs
+    )
+    (last_state, ys), residuals = algorithm.forward(cell, weights, state, run_xs, controls)
+    ys, pull_restore = trees.inexact_vjp(lambda ys: sequence.restore(ys, valid, reverse), ys)
     if d_ys is not None:
-        d_ys = checks.cotangents(name, "d_ys", d_ys, ys)
+        (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))
     if d_last_state is None:
         d_last_state = jax.tree.map(
             lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state
@@ -167,6 +154,7 @@ def bptt_gradients(
     else:
         d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
     d_weights, d_state, d_xs = algorithm.backward(cell, residuals, d_last_state, d_ys)
+    (d_xs,) = pull_arrange((d_xs, sequence.Controls(), None))
     _, pull_prepare = trees.inexact_vjp(cell.prepare, params)
     (d_params,) = pull_prepare(d_weights)
     if learned_start:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.core import adjoint, checks, trees
+from jax_bptt.core.sequence import Controls
 from jax_bptt.core.types import Cell, PyTree
 
 
@@ -62,15 +63,17 @@ def contributions(
         f"got {step!r}",
     )
     xs = jax.tree.map(lambda a: a[:step], xs)
-    last_state, states = adjoint.scan_states(cell, weights, state, xs)
+    last_state, states = adjoint.scan_states(cell, weights, state, state, xs, Controls())
     y, pull_readout = trees.inexact_vjp(cell.readout, weights, last_state)
     d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
 
-    prevs = adjoint.previous_states(state, states)
+    prevs = adjoint.previous_states(state, state, states)
     drives = adjoint.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
-    d_state, lambdas = adjoint.reverse_scan(linearization, d_last_state, no_output)
+    d_state, lambdas, _ = adjoint.reverse_scan(
+        linearization, d_last_state, no_output, Controls()
+    )
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 

@@ -1,0 +1,78 @@
+"""Checks of what a sequence may have besides its inputs: lengths, resets, a mask, a direction."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_bptt.core.checks import (
+    BATCH_MAJOR,
+    as_arrays,
+    batch_shape,
+    describe,
+    kind_of,
+    leaves,
+    require,
+    word,
+)
+from jax_bptt.core.types import Cell, PyTree
+
+
+def options(
+    function: str,
+    cell: Cell,
+    xs: PyTree,
+    state: PyTree,
+    lengths: Any,
+    resets: Any,
+    mask: Any,
+    reverse: Any,
+) -> tuple[Any, Any, Any, bool]:
+    """Check the sequence options of an unroll; return them as arrays.
+
+    Concrete lengths are also checked to lie within 0..T; traced ones cannot be.
+    """
+    batch, steps = batch_shape(cell, xs), jax.tree.leaves(xs)[0].shape[0]
+    if lengths is not None:
+        lengths = _option(function, "lengths", lengths, batch, "*batch", jnp.integer)
+        if not isinstance(lengths, jax.core.Tracer):
+            low, high = int(np.min(lengths, initial=0)), int(np.max(lengths, initial=0))
+            require(
+                0 <= low and high <= steps,
+                f"{function}: lengths go from {low} to {high}, but xs has T={steps} steps. Pad xs "
+                "to the longest sequence, with any values: they are not read.",
+            )
+    if resets is not None:
+        resets = _option(function, "resets", resets, (steps, *batch), "T, *batch", jnp.bool_)
+    if mask is not None:
+        mask = _option(function, "mask", mask, (steps, *batch), "T, *batch", jnp.bool_)
+    require(
+        isinstance(reverse, bool),
+        f"{function}: reverse must be True or False, got {reverse!r}",
+        TypeError,
+    )
+    held = lengths is not None or resets is not None or mask is not None
+    for path, leaf in leaves(state) if held else []:
+        require(
+            leaf.shape[: len(batch)] == batch,
+            f"{function}: state{path}.shape={leaf.shape} does not lead with *batch={batch}, so it "
+            "cannot be held or reset for each sequence by itself. Give the leaf that batch shape "
+            "in cell.initial_state.",
+        )
+    return lengths, resets, mask, reverse
+
+
+def _option(function: str, name: str, value: Any, shape: tuple, axes: str, kind: Any) -> Any:
+    value = as_arrays(function, name, value)
+    require(
+        isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, kind),
+        f"{function}: {name} must be one array of {word(kind)}s, got "
+        f"{describe(value) if hasattr(value, 'dtype') else kind_of(value)}.",
+        TypeError,
+    )
+    require(
+        value.shape == shape,
+        f"{function}: {name}.shape={value.shape}, but xs says [{axes}]={shape}. {BATCH_MAJOR}",
+    )
+    return value

@@ -1,0 +1,233 @@
+"""Lengths, resets, masks and direction: every cell and algorithm, against rows run alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from tests import reference
+from tests.core.messages import check
+from tests.reference import Options
+from tests.registry import (
+    ALGORITHMS,
+    BATCH,
+    CELLS,
+    STEPS,
+    assert_close,
+    each_algorithm,
+    each_cell,
+    each_kind,
+    problem,
+    without_int,
+)
+
+EXACT = 1e-11
+ROWS = BATCH[0]
+RNG = np.random.default_rng(5)
+
+LENGTHS = np.array([STEPS, 3, 0, 1, STEPS - 1, 5])
+FULL = np.full(ROWS, STEPS)
+NEVER = np.zeros((STEPS, ROWS), bool)
+RESETS = RNG.random((STEPS, ROWS)) < 0.3
+MASK = RNG.random((STEPS, ROWS)) < 0.6
+
+# One compiled function serves them all: which rows end, restart or hold is data.
+OPTIONS = {
+    "none": Options(FULL, NEVER, ~NEVER),
+    "lengths": Options(LENGTHS, NEVER, ~NEVER),
+    "resets": Options(FULL, RESETS, ~NEVER),
+    "mask": Options(FULL, NEVER, MASK),
+    "all": Options(LENGTHS, RESETS, MASK),
+}
+
+
+def keywords(options):
+    return dict(lengths=options.lengths, resets=options.resets, mask=options.mask)
+
+
+def poisoned(name, options):
+    """Return the inputs with NaN at every step that must not be read."""
+    read = options.mask & (np.arange(STEPS)[:, None] < options.lengths)
+
+    def leaf(x):
+        where = read.reshape(read.shape + (1,) * (x.ndim - 2))
+        return np.where(where, x, np.nan) if reference.is_inexact(x) else x
+
+    return jax.tree.map(leaf, problem(name).xs)
+
+
+def gradient(name, algorithm, reverse, arguments, cotangents, options):
+    def loss(arguments):
+        params, xs, state = arguments
+        outputs = jb.unroll(
+            CELLS[name].cell,
+            params,
+            xs,
+            state,
+            algorithm=ALGORITHMS[algorithm],
+            reverse=reverse,
+            **options,
+        )
+        return reference.pair(jnp, cotangents, outputs), outputs
+
+    gradients, outputs = jax.grad(loss, has_aux=True, allow_int=True)(arguments)
+    return outputs, without_int(gradients)
+
+
+@functools.cache
+def compiled(name, algorithm, reverse):
+    return jax.jit(functools.partial(gradient, name, algorithm, reverse))
+
+
+@functools.cache
+def expected(name, option, reverse):
+    p = problem(name)
+    outputs, gradients = reference.row_gradients(
+        CELLS[name].reference,
+        p.params,
+        p.state,
+        p.xs,
+        OPTIONS[option]._replace(reverse=reverse),
+        p.cotangents,
+    )
+    return outputs, without_int(gradients)
+
+
+@each_cell
+@each_algorithm
+def test_every_option(name, algorithm):
+    p = problem(name)
+    # Each direction with two of the four algorithms: a direction is one more compilation.
+    reverse = algorithm in ("bptt_3", "autodiff")
+    run = compiled(name, algorithm, reverse)
+    for option, options in OPTIONS.items():
+        arguments = p.params, poisoned(name, options), p.state
+        got = run(arguments, p.cotangents, keywords(options))
+        assert_close(got, expected(name, option, reverse), EXACT)
+
+
+@each_kind
+@pytest.mark.parametrize("option", ["lengths", "resets", "mask"])
+def test_an_option_alone(name, option):
+    p = problem(name)
+    given = {option: getattr(OPTIONS[option], option)}
+    arguments = p.params, poisoned(name, OPTIONS[option]), p.state
+    got = compiled(name, "bptt_3", False)(arguments, p.cotangents, given)
+    assert_close(got, expected(name, option, False), EXACT)
+
+
+@each_kind
+def test_bptt_gradients_with_every_option(name):
+    p, options = problem(name), OPTIONS["all"]
+    d_last_state, d_ys = p.cotangents
+    by_hand = functools.partial(jb.bptt_gradients, CELLS[name].cell, reverse=True)
+    xs = poisoned(name, options)
+    got = jax.jit(by_hand)(p.params, xs, p.state, d_ys, d_last_state, **keywords(options))
+    assert_close(got, expected(name, "all", True)[1], EXACT)
+
+
+@each_kind
+def test_padding_changes_no_bit(name):
+    p, options = problem(name), OPTIONS["all"]
+    run = compiled(name, "bptt_3", False)
+
+    def padded_with(value):
+        xs = poisoned(name, options)
+        return jax.tree.map(
+            lambda x: np.where(np.isnan(x), value, x) if reference.is_inexact(x) else x, xs
+        )
+
+    results = [
+        run((p.params, padded_with(value), p.state), p.cotangents, keywords(options))
+        for value in (0.0, np.nan, np.inf, 1e300)
+    ]
+    for result in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, result, results[0])
+
+
+@each_kind
+def test_cotangents_on_padding_do_not_count(name):
+    p, options = problem(name), OPTIONS["lengths"]
+    beyond = np.arange(STEPS)[:, None] >= options.lengths
+
+    def spoil(d):
+        if d is None:
+            return None
+        return np.where(beyond.reshape(beyond.shape + (1,) * (d.ndim - 2)), np.nan, d)
+
+    cotangents = p.cotangents[0], jax.tree.map(spoil, p.cotangents[1], is_leaf=lambda d: d is None)
+    d_last_state, d_ys = cotangents
+    got = jb.bptt_gradients(
+        CELLS[name].cell, p.params, p.xs, p.state, d_ys, d_last_state, lengths=options.lengths
+    )
+    assert_close(got, expected(name, "lengths", False)[1], EXACT)
+
+
+@each_kind
+@pytest.mark.parametrize("block_length", [1, 3])
+def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_length):
+    """Bit by bit where the products have the same shapes: the same batch and whole blocks."""
+    p, cell = problem(name), CELLS[name].cell
+    run = jax.jit(functools.partial(jb.unroll, cell, algorithm=jb.bptt(block_length=block_length)))
+    lengths = LENGTHS - LENGTHS % block_length
+    together = run(p.params, p.xs, p.state, lengths=lengths)
+    for row in np.flatnonzero(lengths):
+        n = lengths[row]
+        xs = jax.tree.map(lambda a, r=row, n=n: np.stack([a[:n, r]] * ROWS, 1), p.xs)
+        state = jax.tree.map(lambda a, r=row: np.stack([a[r]] * ROWS), p.state)
+        alone = run(p.params, xs, state)
+        want = jax.tree.map(lambda a, r=row: a[r], together[0]), jax.tree.map(
+            lambda a, r=row, n=n: a[:n, r], together[1]
+        )
+        got = jax.tree.map(lambda a: a[0], alone[0]), jax.tree.map(lambda a: a[:, 0], alone[1])
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@each_kind
+def test_reverse_is_a_flip(name):
+    p, cell = problem(name), CELLS[name].cell
+    last_state, ys = jb.unroll(cell, p.params, p.xs, p.state, reverse=True)
+    xs = jax.tree.map(lambda a: a[::-1], p.xs)
+    want_state, want_ys = jb.unroll(cell, p.params, xs, p.state)
+    assert_close(last_state, want_state, 0)
+    assert_close(ys, jax.tree.map(lambda a: a[::-1], want_ys), 0)
+
+
+def test_options_are_checked():
+    cell = jb.lstm(input_size=2, hidden_size=3)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((7, 4, 2))
+
+    def refused(error, piece, **options):
+        check(lambda: jb.unroll(cell, params, xs, **options), error, "unroll: ", piece)
+        check(lambda: jb.bptt_gradients(cell, params, xs, **options), error, piece)
+
+    refused(ValueError, "lengths.shape=(7,), but xs says [*batch]=(4,)", lengths=np.ones(7, int))
+    refused(ValueError, "lengths go from 1 to 9, but xs has T=7", lengths=np.array([1, 2, 3, 9]))
+    refused(ValueError, "lengths go from -1 to 3", lengths=np.array([1, 2, 3, -1]))
+    refused(TypeError, "lengths must be one array of integer", lengths=np.ones(4))
+    refused(
+        ValueError,
+        "resets.shape=(4, 7), but xs says [T, *batch]=(7, 4)",
+        resets=np.zeros((4, 7), bool),
+    )
+    refused(TypeError, "mask must be one array of boolean", mask=np.ones((7, 4)))
+    refused(TypeError, "reverse must be True or False", reverse=1)
+
+
+def test_a_state_without_a_batch_cannot_be_held():
+    cell = jb.from_step(
+        lambda w, s, x: (s[0] + x, s[1] + 1),
+        init=lambda key: jnp.ones(()),
+        initial_state=lambda w, batch: (jnp.zeros((*batch, 2)), jnp.zeros(())),
+        input_shape=(2,),
+    )
+    xs = jnp.ones((5, 3, 2))
+    assert jb.unroll(cell, jnp.ones(()), xs)[0][1] == 5
+    check(
+        lambda: jb.unroll(cell, jnp.ones(()), xs, lengths=np.array([1, 2, 3])),
+        ValueError,
+        "state[1].shape=() does not lead with *batch=(3,)",
+    )
