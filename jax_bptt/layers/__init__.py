@@ -1,0 +1,1 @@
+"""Layers: from a whole sequence to a whole sequence, made of cells, stacked and regularised."""

@@ -1,0 +1,187 @@
+"""A cell over a whole sequence as a value: in one direction or in two."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.unroll import unroll
+
+
+class Layer(NamedTuple):
+    """A map from a sequence to a sequence of the same length, as pure functions.
+
+    Layers are what `stack` and `residual` put together; a cell becomes one by `layer`.
+
+    Attributes:
+      init: `key -> params`.
+      initial_state: `(params, batch_shape) -> state`.
+      apply: `(params, xs, state=None, *, lengths=None, resets=None, mask=None, key=None,
+        algorithm=None) -> (last_state, ys)`, xs and ys [T, *batch, ...]. As `unroll`, with two
+        differences. `resets` [T, *batch] marks the first step of a new sequence in the order of
+        the inputs, also for what runs backwards. `key` is what random layers draw their masks
+        from, the same ones for the same key; without it nothing is random, as for evaluation.
+    """
+
+    init: Callable[..., PyTree]
+    initial_state: Callable[..., PyTree]
+    apply: Callable[..., tuple[PyTree, PyTree]]
+
+
+class Directions(NamedTuple):
+    """Parameters or states of the two directions of a layer."""
+
+    forward: PyTree
+    backward: PyTree
+
+
+def layer(cell: Cell, *, reverse: bool = False) -> Layer:
+    """Return the layer that runs `cell` over a sequence.
+
+        s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)        t = 1..T, or T..1 in reverse
+
+    Params and state are the cell's own. In reverse each sequence runs from its own last step, see
+    `unroll`, and last_state is the one at index 0. A sequence that `resets` begins at t ends the
+    one before it, so that in reverse the state starts again between t and t - 1.
+
+    Args:
+      cell: a `Cell`.
+      reverse: whether time runs backwards.
+
+    Returns:
+      A `Layer`.
+
+    Raises:
+      TypeError: `cell` is no cell, or `reverse` no boolean.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> backwards = jb.layer(jb.gru(input_size=3, hidden_size=5), reverse=True)
+      >>> params = backwards.init(jax.random.key(0))
+      >>> backwards.apply(params, jnp.ones((7, 2, 3)), lengths=jnp.array([7, 4]))[1].shape
+      (7, 2, 5)
+    """
+    check_cell("layer", cell)
+    check_reverse("layer", reverse)
+
+    def apply(
+        params, xs, state=None, *, lengths=None, resets=None, mask=None, key=None, algorithm=None
+    ):
+        return unroll(
+            cell,
+            params,
+            xs,
+            state,
+            algorithm=algorithm,
+            lengths=lengths,
+            resets=directed_resets(resets, reverse),
+            mask=mask,
+            reverse=reverse,
+        )
+
+    return Layer(cell.init, cell.initial_state, apply)
+
+
+def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
+    """Return the layer that runs one cell forwards and another backwards over a sequence.
+
+        y_t = [y_t of the forward cell, y_t of the backward cell]        t = 1..T
+
+    Params and state are `Directions(forward, backward)`, of each cell's own. With `lengths` the
+    backward cell starts at the last step of each sequence, with `resets` at that of each part. The
+    outputs, arrays or pytrees alike, meet on their last axis, [T, *batch, 2 H] for two cells of H.
+
+    Args:
+      forward_cell: a `Cell`.
+      backward_cell: a `Cell` on the same inputs; it may be the same one and has its own params.
+
+    Returns:
+      A `Layer`.
+
+    Raises:
+      TypeError: an argument is no cell, or params or state are no `Directions`.
+
+    References:
+      M. Schuster and K. K. Paliwal (1997), "Bidirectional recurrent neural networks", IEEE
+      Transactions on Signal Processing 45(11).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> cell = jb.lstm(input_size=3, hidden_size=5)
+      >>> both = jb.bidirectional(cell, cell)
+      >>> params = both.init(jax.random.key(0))
+      >>> last_state, ys = both.apply(params, jnp.ones((7, 2, 3)), lengths=jnp.array([7, 4]))
+      >>> last_state.backward.h.shape, ys.shape
+      ((2, 5), (7, 2, 10))
+    """
+    check_cell("bidirectional", forward_cell, "forward_cell")
+    check_cell("bidirectional", backward_cell, "backward_cell")
+    forward, backward = layer(forward_cell), layer(backward_cell, reverse=True)
+
+    def init(key):
+        keys = jax.random.split(key)
+        return Directions(forward.init(keys[0]), backward.init(keys[1]))
+
+    def initial_state(params, batch_shape):
+        _check_directions("params", params)
+        return Directions(
+            forward.initial_state(params.forward, batch_shape),
+            backward.initial_state(params.backward, batch_shape),
+        )
+
+    def apply(params, xs, state=None, **options):
+        state = Directions(None, None) if state is None else state
+        _check_directions("params", params)
+        _check_directions("state", state)
+        last_forward, ys = forward.apply(params.forward, xs, state.forward, **options)
+        last_backward, zs = backward.apply(params.backward, xs, state.backward, **options)
+        ys = jax.tree.map(lambda y, z: jnp.concatenate([y, z], axis=-1), ys, zs)
+        return Directions(last_forward, last_backward), ys
+
+    return Layer(init, initial_state, apply)
+
+
+def directed_resets(resets: Any, reverse: bool) -> Array | None:
+    """Return the resets for time as it is run: in reverse, at the last step before a new start."""
+    if resets is None or not reverse:
+        return resets
+    resets = jnp.asarray(resets)
+    return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+
+
+def check_cell(function: str, cell: Any, name: str = "cell") -> None:
+    """Raise unless `cell`, the argument `name`, is a Cell."""
+    require(
+        isinstance(cell, Cell), f"{function}: {name} must be a Cell, got {kind_of(cell)}", TypeError
+    )
+
+
+def check_layer(function: str, layer: Any, name: str = "layer") -> None:
+    """Raise unless `layer`, the argument `name`, is a Layer."""
+    way_out = f" Wrap it: jb.{function}(jb.layer(cell))." if isinstance(layer, Cell) else ""
+    require(
+        isinstance(layer, Layer),
+        f"{function}: {name} must be a Layer, got {kind_of(layer)}.{way_out}",
+        TypeError,
+    )
+
+
+def check_reverse(function: str, reverse: Any) -> None:
+    """Raise unless `reverse` is a boolean."""
+    require(
+        isinstance(reverse, bool),
+        f"{function}: reverse must be True or False, got {reverse!r}",
+        TypeError,
+    )
+
+
+def _check_directions(name: str, value: Any) -> None:
+    require(
+        isinstance(value, Directions),
+        f"bidirectional: {name} must be jb.Directions(forward, backward), got {kind_of(value)}.",
+        TypeError,
+    )

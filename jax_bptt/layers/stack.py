@@ -1,0 +1,129 @@
+"""Layers on top of one another, and around one."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.core import sequence
+from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.types import PyTree
+from jax_bptt.layers.layer import Layer, check_layer
+
+
+def stack(*layers: Layer) -> Layer:
+    """Return the layer that feeds each layer's outputs to the next.
+
+        ys = layers[-1](... layers[1](layers[0](xs)))
+
+    Params and state are tuples, one entry a layer; a key is split among the layers. `lengths`,
+    `resets`, `mask` and `algorithm` hold for all of them.
+
+    Args:
+      layers: one or more `Layer`, each on inputs as the one before puts out.
+
+    Returns:
+      A `Layer`.
+
+    Raises:
+      TypeError: an argument is no layer, or params or state are no tuple of one entry a layer.
+      ValueError: there is no layer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> first, second = jb.lstm(input_size=3, hidden_size=5), jb.gru(input_size=5, hidden_size=4)
+      >>> deep = jb.stack(jb.layer(first), jb.dropout(rate=0.2), jb.layer(second))
+      >>> params = deep.init(jax.random.key(0))
+      >>> last_state, ys = deep.apply(params, jnp.ones((7, 2, 3)), key=jax.random.key(1))
+      >>> last_state[0].h.shape, last_state[1], last_state[2].shape, ys.shape
+      ((2, 5), (), (2, 4), (7, 2, 4))
+    """
+    require(len(layers) > 0, "stack: give one layer or more, e.g. jb.stack(jb.layer(cell))")
+    for k, each in enumerate(layers):
+        check_layer("stack", each, f"layers[{k}]")
+
+    def init(key):
+        keys = jax.random.split(key, len(layers))
+        return tuple(each.init(key) for each, key in zip(layers, keys, strict=True))
+
+    def initial_state(params, batch_shape):
+        _check_entries("params", params, layers)
+        return tuple(
+            each.initial_state(own, batch_shape) for each, own in zip(layers, params, strict=True)
+        )
+
+    def apply(params, xs, state=None, *, key=None, **options):
+        state = (None,) * len(layers) if state is None else state
+        _check_entries("params", params, layers)
+        _check_entries("state", state, layers)
+        keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
+        last_states = []
+        for each, own_params, own_state, own_key in zip(layers, params, state, keys, strict=True):
+            last_state, xs = each.apply(own_params, xs, own_state, key=own_key, **options)
+            last_states.append(last_state)
+        return tuple(last_states), xs
+
+    return Layer(init, initial_state, apply)
+
+
+def residual(layer: Layer) -> Layer:
+    """Return the layer that adds its inputs to the outputs of `layer`.
+
+        y_t = layer(x)_t + x_t
+
+    Params and state are those of `layer`. An input that the layer does not read, beyond the
+    lengths or where the mask is False, is not added either.
+
+    Args:
+      layer: a `Layer` whose outputs have the shape and dtype of its inputs.
+
+    Returns:
+      A `Layer`.
+
+    Raises:
+      TypeError: `layer` is no layer.
+      ValueError: inputs and outputs differ in structure, shape or dtype.
+
+    References:
+      K. He, X. Zhang, S. Ren and J. Sun (2016), "Deep residual learning for image recognition",
+      CVPR.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> block = jb.residual(jb.layer(jb.gru(input_size=3, hidden_size=3)))
+      >>> block.apply(block.init(jax.random.key(0)), jnp.ones((7, 2, 3)))[1].shape
+      (7, 2, 3)
+    """
+    check_layer("residual", layer)
+
+    def apply(params, xs, state=None, *, lengths=None, mask=None, **options):
+        last_state, ys = layer.apply(params, xs, state, lengths=lengths, mask=mask, **options)
+        xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+        kinds = _kinds(xs), _kinds(ys)
+        require(
+            kinds[0] == kinds[1],
+            f"residual: the layer's outputs, {kinds[1]}, cannot be added to its inputs, "
+            f"{kinds[0]}. Make its output size, or hidden size, the input size.",
+        )
+        read, _, _ = sequence.arrange(xs, *map(_as_array, (lengths, None, mask)))
+        return last_state, jax.tree.map(lambda y, x: y + x, ys, read)
+
+    return layer._replace(apply=apply)
+
+
+def _as_array(option):
+    return None if option is None else jnp.asarray(option)
+
+
+def _kinds(tree: PyTree) -> PyTree:
+    """Return `tree` with each array described by its dtype and shape."""
+    return jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
+
+
+def _check_entries(name: str, value: PyTree, layers: tuple[Layer, ...]) -> None:
+    fits = isinstance(value, tuple | list) and len(value) == len(layers)
+    got = f"{len(value)} entries" if isinstance(value, tuple | list) else kind_of(value)
+    require(
+        fits,
+        f"stack: {name} must be a tuple with one entry for each of the {len(layers)} layers, "
+        f"got {got}. An entry of a layer without any is ().",
+        TypeError,
+    )
