@@ -1,39 +1,118 @@
 """Recurrent networks with explicit backpropagation through time, in JAX."""
 
+from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
+from jax_bptt.cells.conv_lstm import conv_lstm
+from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler
 from jax_bptt.cells.elman import elman
 from jax_bptt.cells.from_step import from_step
 from jax_bptt.cells.gru import GRUParams, gru
 from jax_bptt.cells.gru_reset_before import gru_reset_before
+from jax_bptt.cells.indrnn import IndRNNParams, indrnn
+from jax_bptt.cells.layer_norm_gru import LayerNormGRUParams, layer_norm_gru
+from jax_bptt.cells.layer_norm_lstm import LayerNormLSTMParams, layer_norm_lstm
+from jax_bptt.cells.learned_state import LearnedStateParams, learned_state
+from jax_bptt.cells.lru import LRUParams, lru
 from jax_bptt.cells.lstm import LSTMState, lstm
+from jax_bptt.cells.lstm_peephole import LSTMPeepholeParams, lstm_peephole
+from jax_bptt.cells.lstm_projected import ProjectedLSTMParams, lstm_projected
+from jax_bptt.cells.mgu import mgu
+from jax_bptt.cells.min_gru import MinParams, min_gru
+from jax_bptt.cells.min_lstm import min_lstm
+from jax_bptt.cells.multi_head import multi_head
 from jax_bptt.cells.parts import Params
+from jax_bptt.cells.reparametrized import (
+    LowRank,
+    Rotation,
+    WeightNorm,
+    low_rank,
+    orthogonal,
+    spectral_norm,
+    weight_norm,
+)
+from jax_bptt.cells.slstm import SLSTMState, slstm
+from jax_bptt.cells.ugrnn import ugrnn
+from jax_bptt.cells.weight_noise import weight_noise
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
 from jax_bptt.core.bptt import bptt
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
 from jax_bptt.core.unroll import bptt_gradients, unroll
 from jax_bptt.diagnostics.contributions import contributions
+from jax_bptt.layers.batch_major import batch_major
+from jax_bptt.layers.dropout import dropout, variational_dropout
+from jax_bptt.layers.layer import Directions, Layer, bidirectional, layer
+from jax_bptt.layers.recurrent_dropout import recurrent_dropout, recurrent_dropout_per_step
+from jax_bptt.layers.stack import residual, stack
+from jax_bptt.layers.zoneout import zoneout
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "CTRNNParams",
     "Cell",
     "DiagonalStep",
+    "Directions",
     "EmbeddingParams",
     "GRUParams",
     "GatedStep",
+    "IndRNNParams",
+    "LRUParams",
+    "LSTMPeepholeParams",
     "LSTMState",
+    "Layer",
+    "LayerNormGRUParams",
+    "LayerNormLSTMParams",
+    "LearnedStateParams",
+    "LowRank",
+    "MinParams",
     "Params",
+    "ProjectedLSTMParams",
+    "Rotation",
+    "SLSTMState",
+    "WeightNorm",
+    "associative",
     "autodiff",
+    "batch_major",
+    "bidirectional",
     "bptt",
     "bptt_gradients",
     "contributions",
+    "conv_lstm",
+    "ctrnn",
+    "ctrnn_euler",
+    "dropout",
     "elman",
     "embedding",
     "from_step",
     "gru",
     "gru_reset_before",
+    "indrnn",
+    "layer",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "learned_state",
+    "low_rank",
+    "lru",
     "lstm",
+    "lstm_peephole",
+    "lstm_projected",
+    "mgu",
+    "min_gru",
+    "min_lstm",
     "mixed_precision",
+    "multi_head",
+    "orthogonal",
+    "recurrent_dropout",
+    "recurrent_dropout_per_step",
+    "residual",
+    "slstm",
+    "spectral_norm",
+    "stack",
+    "ugrnn",
     "unroll",
+    "variational_dropout",
+    "weight_noise",
+    "weight_norm",
+    "zoneout",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from tests import reference, user_cells
+from tests import reference, reference_variants, reference_wrappers, user_cells
 from tests.reference import Reference, is_inexact
 
 I, H, O, V = 2, 3, 2, 5  # noqa: E741 - the axis letters of the package
@@ -40,11 +40,22 @@ def _lstm(xp, p, s):
     return s.h
 
 
+def _log_sigmoid(xp, a):
+    return -_softplus(xp, -a)
+
+
+def _begun(params, batch_shape):
+    """Start an sLSTM as if it had seen something, so that its first step does not forget all."""
+    start = _SLSTM.initial_state(params, batch_shape)
+    return start._replace(n=jnp.ones_like(start.n), m=jnp.zeros_like(start.m))
+
+
 def _embedded(xp, p, s, k):
     return reference.lstm(xp, p.cell, s, p.embedding[k])
 
 
 _SIZES: Any = dict(input_size=I, hidden_size=H)
+_SLSTM = jb.slstm(**_SIZES)
 
 CELLS = {
     "elman": Row(jb.elman(**_SIZES), Reference(reference.elman(_tanh))),
@@ -62,8 +73,74 @@ CELLS = {
     "gru_reset_before": Row(
         jb.gru_reset_before(**_SIZES, output_size=O), _with_readout(reference.gru_reset_before)
     ),
+    "lstm_peephole": Row(
+        jb.lstm_peephole(**_SIZES, output_size=O),
+        Reference(reference.lstm_peephole, lambda xp, p, s: s.h @ p.w_y),
+    ),
+    "mgu": Row(jb.mgu(**_SIZES), Reference(reference.mgu)),
+    "ugrnn": Row(jb.ugrnn(**_SIZES, output_size=O), _with_readout(reference.ugrnn)),
+    "indrnn": Row(jb.indrnn(**_SIZES, activation=jnp.tanh), Reference(reference.indrnn(_tanh))),
+    "indrnn_linear": Row(
+        jb.indrnn(**_SIZES, output_size=O, activation=None),
+        _with_readout(reference.indrnn(lambda xp, a: a)),
+    ),
+    "slstm": Row(
+        _SLSTM._replace(initial_state=_begun), Reference(reference.slstm(_log_sigmoid), _lstm)
+    ),
+    "ctrnn": Row(
+        jb.ctrnn(**_SIZES, time_step=0.5, time_constant=1.5, output_size=O),
+        _with_readout(reference.ctrnn(0.5)),
+    ),
+    "clockwork": Row(*user_cells.clockwork()),
+    "lru": Row(jb.lru(**_SIZES), Reference(reference_variants.lru, lambda xp, p, s: xp.real(s))),
+    "lru_readout": Row(
+        jb.lru(**_SIZES, output_size=O),
+        Reference(reference_variants.lru, reference_variants.lru_readout),
+    ),
+    "min_gru": Row(jb.min_gru(**_SIZES), Reference(reference_variants.min_gru)),
+    "min_lstm": Row(
+        jb.min_lstm(**_SIZES, output_size=O), _with_readout(reference_variants.min_lstm)
+    ),
+    "layer_norm_lstm": Row(
+        jb.layer_norm_lstm(**_SIZES), Reference(reference_variants.layer_norm_lstm, _lstm)
+    ),
+    "layer_norm_gru": Row(
+        jb.layer_norm_gru(**_SIZES, output_size=O), _with_readout(reference_variants.layer_norm_gru)
+    ),
+    "lstm_projected": Row(
+        jb.lstm_projected(**_SIZES, projection_size=2),
+        Reference(reference_variants.lstm_projected, _lstm),
+    ),
+    "conv_lstm": Row(
+        jb.conv_lstm(**_SIZES, image_shape=(2, 3), kernel_shape=(2, 2)),
+        Reference(reference_variants.conv_lstm, _lstm),
+    ),
     "embedding": Row(
         jb.embedding(jb.lstm(**_SIZES), vocabulary_size=V), Reference(_embedded, _lstm)
+    ),
+    "low_rank": Row(
+        jb.low_rank(jb.lstm(**_SIZES), rank=2),
+        Reference(reference.lstm, _lstm, reference_wrappers.low_rank),
+    ),
+    "orthogonal": Row(
+        jb.orthogonal(jb.elman(**_SIZES)),
+        Reference(reference.elman(_tanh), prepare=reference_wrappers.orthogonal),
+    ),
+    "normalised": Row(
+        jb.weight_norm(jb.gru(**_SIZES, output_size=O)),
+        Reference(reference.gru, reference.linear_readout, reference_wrappers.weight_norm),
+    ),
+    "spectral_norm": Row(
+        jb.spectral_norm(jb.gru_reset_before(**_SIZES)),
+        Reference(reference.gru_reset_before, prepare=reference_wrappers.spectral_norm),
+    ),
+    "multi_head": Row(
+        jb.multi_head(jb.gru(input_size=I, hidden_size=4, output_size=O), heads=2),
+        Reference(reference.gru, reference.linear_readout, reference_wrappers.multi_head),
+    ),
+    "learned_state": Row(
+        jb.learned_state(jb.lstm(**_SIZES)),
+        Reference(reference.lstm, _lstm, reference_wrappers.learned_state),
     ),
     "switched": Row(*user_cells.switched()),
     "minimal_gated": Row(*user_cells.minimal_gated()),

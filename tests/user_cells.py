@@ -238,3 +238,60 @@ def counted(*, gated: bool) -> tuple[jb.Cell, Reference]:
         readout=lambda w, state: state.s,
     )
     return cell, Reference(_counted_reference, lambda xp, p, state: state.s)
+
+
+class Clock(NamedTuple):
+    """The units' values and the number of the next step."""
+
+    s: Array
+    t: Array
+
+
+def clockwork() -> tuple[jb.Cell, Reference]:
+    """Units on clocks, each moving every 1, 2 or 4 steps and read by no slower one: Koutnik (2014).
+
+    The period decides which units are updated, as in the paper, and the masked matrix which of
+    them they read; the masking is part of `prepare`, so that the gradient of an absent weight is 0.
+    """
+    periods = np.array([1, 2, 4], np.int32)
+    faster = periods[:, None] >= periods  # w_s[j, k] leads from unit j to a k as fast or faster
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        return {
+            "w_x": normal(keys[0], I, H),
+            "w_s": normal(keys[1], H, H),
+            "b": normal(keys[2], H),
+        }
+
+    def project(w, x):
+        z = x @ w["w_x"]
+        return z + spread(w["b"], z)
+
+    def mix(w, state):
+        return state.s @ w["w_s"]
+
+    def pointwise(w, state, drive, feedback):
+        runs = state.t[..., None] % periods.reshape((1,) * state.t.ndim + (H,)) == 0
+        return Clock(jnp.where(runs, jnp.tanh(drive + feedback), state.s), state.t + 1)
+
+    def reference(xp, p, state, x):
+        units = []
+        for k, period in enumerate(periods):
+            read = sum(state.s[:, j] * p["w_s"][j, k] for j in range(k, H))
+            new = xp.tanh(x @ p["w_x"][:, k] + p["b"][k] + read)
+            runs = (state.t % period == 0) + 0.0
+            units.append(runs * new + (1 - runs) * state.s[:, k])
+        return Clock(xp.stack(units, axis=1), state.t + 1)
+
+    cell = jb.from_step(
+        jb.GatedStep(mix, pointwise),
+        init=init,
+        initial_state=lambda p, b: Clock(zeros(b), jnp.zeros(b, jnp.int32)),
+        input_shape=(I,),
+        project=project,
+        readout=lambda w, state: state.s,
+        prepare=lambda p: p | {"w_s": jnp.where(faster, p["w_s"], 0.0)},
+        any_batch=True,
+    )
+    return cell, Reference(reference, lambda xp, p, state: state.s)

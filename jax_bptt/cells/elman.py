@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.core.checks import require
-from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.types import Cell
 
 
 def elman(
@@ -50,11 +49,7 @@ def elman(
       (7, 2)
     """
     parts.check_sizes("elman", input_size, hidden_size, output_size, dtype)
-    require(
-        callable(activation),
-        f"elman: activation must be a function such as jnp.tanh, got {activation!r}",
-        TypeError,
-    )
+    parts.check_function("elman", "activation", activation, "jnp.tanh")
 
     def init(key):
         return parts.init_params(key, input_size, 1, hidden_size, output_size, dtype)
@@ -62,32 +57,12 @@ def elman(
     def mix(weights, state):
         return parts.product(state, weights.w_s)
 
-    def pointwise(weights, state, drive, feedback):
-        return activation((drive + feedback)[..., 0, :])
-
-    step = GatedStep(mix, pointwise)
-    if activation is jnp.tanh:
-        step = step._replace(pointwise_fwd=_tanh_fwd, pointwise_bwd=_tanh_bwd)
-
     return Cell(
         init=init,
         initial_state=parts.zero_hidden,
-        step=step,
+        step=parts.activated_step(mix, activation),
         project=parts.project,
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
     )
-
-
-# tanh' follows from the output, ds_t/da = 1 - s_t^2, so the reverse pass does neither the input nor
-# the recurrent product a second time: a quarter of all its arithmetic.
-
-
-def _tanh_fwd(weights, state, drive, feedback, new_state):
-    return 1 - new_state * new_state
-
-
-def _tanh_bwd(slope, d_state):
-    d_a = (d_state * slope)[..., None, :]
-    return jnp.zeros_like(d_state), d_a, d_a

@@ -59,6 +59,27 @@ def from_step(
       ... )
       >>> jb.unroll(leaky, leaky.init(None), jnp.ones((4, 3)))[0]
       Array([1.875, 1.875, 1.875], dtype=float32)
+
+      A network on several clocks, Koutnik et al. (2014): a unit moves where its period divides the
+      number of the step, which is part of the state, and reads no unit that is faster.
+
+      >>> periods = jnp.array([1, 1, 2, 2, 4, 4])
+      >>> def tick(w, state, drive):
+      ...     s, t = state
+      ...     moved = jnp.tanh(drive + s @ w["w_s"])
+      ...     return jnp.where(t[..., None] % periods == 0, moved, s), t + 1
+      >>> clockwork = jb.from_step(
+      ...     tick,
+      ...     init=lambda key: {"w_x": jax.random.normal(key, (3, 6)), "w_s": jnp.ones((6, 6))},
+      ...     initial_state=lambda p, batch: (jnp.zeros((*batch, 6)), jnp.zeros(batch, jnp.int32)),
+      ...     input_shape=(3,),
+      ...     project=lambda w, x: x @ w["w_x"],
+      ...     readout=lambda w, state: state[0],
+      ...     prepare=lambda p: p | {"w_s": jnp.where(periods[:, None] >= periods, p["w_s"], 0)},
+      ... )
+      >>> ys = jb.unroll(clockwork, clockwork.init(jax.random.key(0)), jnp.ones((8, 3)))[1]
+      >>> (jnp.diff(ys, axis=0) != 0).sum(0)
+      Array([7, 7, 3, 3, 1, 1], dtype=int32)
     """
     functions = dict(step=step, init=init, initial_state=initial_state, prepare=prepare)
     functions |= {k: f for k, f in dict(project=project, readout=readout).items() if f is not None}

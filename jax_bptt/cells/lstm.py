@@ -1,14 +1,11 @@
 """Long short-term memory with a forget gate."""
 
-import numbers
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.core.checks import require
 from jax_bptt.core.types import Cell, GatedStep
 
 _, F_GATE, G_GATE, _ = range(4)  # i, f, g, o
@@ -69,11 +66,7 @@ def lstm(
       ((2, 5), (7, 2, 5))
     """
     parts.check_sizes("lstm", input_size, hidden_size, output_size, dtype)
-    require(
-        isinstance(forget_bias, numbers.Real) and not isinstance(forget_bias, bool),
-        f"lstm: forget_bias must be a real number such as 1.0, got {forget_bias!r}",
-        TypeError,
-    )
+    parts.check_forget_bias("lstm", forget_bias)
 
     def init(key):
         params = parts.init_params(key, input_size, 4, hidden_size, output_size, dtype)
@@ -86,7 +79,7 @@ def lstm(
     return Cell(
         init=init,
         initial_state=initial_state,
-        step=GatedStep(_mix, _pointwise, _pointwise_fwd, _pointwise_bwd),
+        step=GatedStep(_mix, _pointwise, _pointwise_fwd, pointwise_bwd),
         project=parts.project,
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
@@ -98,20 +91,8 @@ def _mix(weights, state):
     return parts.product(state.h, weights.w_s)
 
 
-def _activations(a):
-    """Return sigmoid of gates i, f, o and tanh of g, as one tanh over all of a [*batch, 4, H].
-
-    sigmoid(a) = (1 + tanh(a / 2)) / 2. The barrier keeps XLA from computing the tanh again in
-    each of the fusions that read a gate, which cost twice the product on a CPU.
-    """
-    is_candidate = np.expand_dims(np.arange(4) == G_GATE, (*range(a.ndim - 2), a.ndim - 1))
-    scale = jnp.asarray(np.where(is_candidate, 1.0, 0.5), a.dtype)
-    offset = jnp.asarray(np.where(is_candidate, 0.0, 0.5), a.dtype)
-    return lax.optimization_barrier(jnp.tanh(a * scale) * scale + offset)
-
-
 def _gates(drive, feedback):
-    gates = _activations(drive + feedback)
+    gates = parts.activations(drive + feedback, candidate=G_GATE)
     return tuple(gates[..., k, :] for k in range(4))
 
 
@@ -140,11 +121,12 @@ def _pointwise_fwd(weights, state, drive, feedback, new_state):
     return to_gates, f, o * (1 - tanh_c * tanh_c)
 
 
-def _pointwise_bwd(residuals, d_state):
-    to_gates, f, to_c = residuals
+def pointwise_bwd(residuals, d_state):
+    """Pull d_state back through residuals (to_gates, to_prev, to_c), the factors above."""
+    to_gates, to_prev, to_c = residuals
     d_c = d_state.c + d_state.h * to_c
     # One row of 4 H side by side: with a gate axis in the concatenation XLA's loop over it is not
     # vectorised (jax 0.10 on one core, B = 16, H = 128: step of the reverse scan 50 -> 32 us).
     d_row = jnp.concatenate([d_c, d_c, d_c, d_state.h], axis=-1)
     d_gates = (d_row * to_gates.reshape(d_row.shape)).reshape(to_gates.shape)
-    return LSTMState(jnp.zeros_like(d_c), d_c * f), d_gates, d_gates
+    return LSTMState(jnp.zeros_like(d_c), d_c * to_prev), d_gates, d_gates

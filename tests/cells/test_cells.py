@@ -9,7 +9,18 @@ import pytest
 
 import jax_bptt as jb
 
-CONSTRUCTORS = {jb.elman: 1, jb.lstm: 4, jb.gru: 3, jb.gru_reset_before: 3}
+CONSTRUCTORS = {
+    jb.elman: 1,
+    jb.lstm: 4,
+    jb.gru: 3,
+    jb.gru_reset_before: 3,
+    jb.lstm_peephole: 4,
+    jb.mgu: 2,
+    jb.ugrnn: 2,
+    jb.slstm: 4,
+    jb.ctrnn: 1,
+    jb.ctrnn_euler: 1,
+}
 I, H, O = 3, 5, 2  # noqa: E741 - the axis letters of the package
 
 
@@ -130,5 +141,5 @@ def test_embedding_is_the_inner_cell_on_rows_of_the_table():
 def test_without_a_readout_the_output_is_the_hidden_state(constructor):
     cell = constructor(input_size=I, hidden_size=H)
     last_state, ys = jb.unroll(cell, cell.init(jax.random.key(0)), np.ones((4, 2, I)))
-    hidden = last_state.h if constructor is jb.lstm else last_state
+    hidden = getattr(last_state, "h", last_state)
     np.testing.assert_array_equal(ys[-1], hidden)

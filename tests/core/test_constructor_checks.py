@@ -23,7 +23,8 @@ def test_block_length(block_length):
     check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
 
 
-CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before]
+CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before, jb.lstm_peephole, jb.mgu, jb.ugrnn]
+CONSTRUCTORS += [jb.indrnn, jb.slstm, jb.ctrnn, jb.ctrnn_euler]
 
 
 @pytest.mark.parametrize("constructor", CONSTRUCTORS)

@@ -14,6 +14,7 @@ from tests.registry import CELLS, assert_close, each_cell, expected, problem
 
 EPS = {dtype: float(jnp.finfo(dtype).eps) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)}
 OWN = ["elman_readout", "lstm_readout", "gru_readout", "gru_reset_before", "embedding"]
+OWN += ["lstm_peephole", "mgu", "ugrnn", "indrnn", "slstm", "ctrnn"]
 LIBRARY = {name: CELLS[name].cell for name in OWN}
 each_own = pytest.mark.parametrize("name", OWN)
 
