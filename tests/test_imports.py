@@ -15,6 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LAYERS = {
     "core": 0,
     "cells": 1,
+    "layers": 1,
     "algorithms": 1,
     "kernels": 1,
     "diagnostics": 2,

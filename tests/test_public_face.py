@@ -50,8 +50,9 @@ def test_every_argument_is_explained(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_settings_are_keyword_only(name):
-    """Positional are the model and the data alone: cell, params, xs, state, cotangents, a step."""
-    data = {"cell", "params", "xs", "state", "d_y", "d_ys", "d_last_state", "step"}
+    """Positional are the model and the data alone: cells, params, xs, state, cotangents, keys."""
+    data = {"cell", "params", "xs", "state", "d_y", "d_ys", "d_last_state", "step", "key"}
+    data |= {"forward_cell", "backward_cell", "layer", "layers", "function"}
     for argument in inspect.signature(getattr(jb, name)).parameters.values():
         assert argument.kind is argument.KEYWORD_ONLY or argument.name in data
 
