@@ -21,9 +21,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from jax_bptt.core import adjoint, trees
 from jax_bptt.core.sequence import Controls
@@ -60,11 +59,14 @@ def differentiable(
         outputs, residuals = algorithm.forward(cell, *inputs)
         given = jax.tree.map(_known, tangents, is_leaf=_is_symbolic_zero)
 
-        @jax.jit  # traced once for the two places that call it
+        # Traced once for the two places that call it; and inside `jax.shard_map` the solve below
+        # would else make its operands of the constants of a cell, which vary over no mesh axis.
+        @jax.jit
         def push(given, inputs):
             return _push_forward(cell, inputs, given)
 
-        def pull(d_outputs):
+        @jax.jit
+        def pull(d_outputs, residuals):
             d_last_state, d_ys = trees.vary_alike(d_outputs, residuals)
             d_inputs = (*algorithm.backward(cell, residuals, d_last_state, d_ys), Controls())
             return jax.tree.map(lambda g, d: None if g is None else d, given, d_inputs, is_leaf=_is_none)
@@ -79,7 +81,7 @@ def differentiable(
 
         def transposed_solve(_, right):
             u, v = right
-            return jax.tree.map(jnp.add, u, pull(v)), v
+            return jax.tree.map(jnp.add, u, pull(v, residuals)), v
 
         inexact, rest = trees.partition(outputs)
         right = given, jax.tree.map(jnp.zeros_like, inexact)
@@ -87,7 +89,7 @@ def differentiable(
             system, _entangle(right), solve=solve, transpose_solve=transposed_solve
         )
         _, d_outputs = _entangle(solution)
-        without = jax.tree.map(lambda o: np.zeros(o.shape, jax.dtypes.float0), rest)
+        without = jax.tree.map(lambda o: zero_from_primal(o, symbolic_zeros=True), rest)
         return outputs, trees.combine(d_outputs, without)
 
     run.defjvp(jvp, symbolic_zeros=True)

@@ -7,7 +7,13 @@ import jax
 
 
 def subjaxprs(eqn: Any) -> Iterator[Any]:
-    """Yield the jaxprs that an equation carries: a scan's body, a call's function."""
+    """Yield the jaxprs that an equation carries: a scan's body, a call's function.
+
+    Of a linear solve only the solution is run; the rest is there to be differentiated.
+    """
+    if eqn.primitive.name == "custom_linear_solve":
+        yield eqn.params["jaxprs"].solve.jaxpr
+        return
     for leaf in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
         inner = getattr(leaf, "jaxpr", leaf)
         if hasattr(inner, "eqns"):

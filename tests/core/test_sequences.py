@@ -166,10 +166,13 @@ def test_cotangents_on_padding_do_not_count(name):
     assert_close(got, expected(name, "lengths", False)[1], EXACT)
 
 
-@each_kind
+@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_readout"])
 @pytest.mark.parametrize("block_length", [1, 3])
 def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_length):
-    """Bit by bit where the products have the same shapes: the same batch and whole blocks."""
+    """Bit by bit where the products have the same shapes: the same batch, and whole blocks.
+
+    A readout is one product over all steps, so that its rounding depends on their number.
+    """
     p, cell = problem(name), CELLS[name].cell
     run = jax.jit(functools.partial(jb.unroll, cell, algorithm=jb.bptt(block_length=block_length)))
     lengths = LENGTHS - LENGTHS % block_length
@@ -183,7 +186,8 @@ def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_l
             lambda a, r=row, n=n: a[:n, r], together[1]
         )
         got = jax.tree.map(lambda a: a[0], alone[0]), jax.tree.map(lambda a: a[:, 0], alone[1])
-        jax.tree.map(np.testing.assert_array_equal, got, want)
+        jax.tree.map(np.testing.assert_array_equal, got[0], want[0])
+        assert_close(got[1], want[1], 1e-15 if name.endswith("readout") else 0)
 
 
 @each_kind
