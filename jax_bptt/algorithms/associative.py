@@ -23,7 +23,7 @@ def associative() -> Algorithm:
     recurrence is of the same kind, and runs in the same way (Martin and Cundy). All else is batched
     over time as in `bptt`.
 
-    Only for cells with a `DiagonalStep`: `lru`, `min_gru`, `min_lstm`, or one's own. Time is
+    Only for cells with a `DiagonalStep`: `lru`, `min_gru`, `min_lstm`, a linear `indrnn`, or one's own. Time is
     O(log T) given enough processors, work O(T B H), memory a few arrays of [T, B, H] where `bptt`
     keeps one. Exact.
 
@@ -129,8 +129,8 @@ def _diagonal(cell: Cell, state: PyTree) -> DiagonalStep:
     require(
         isinstance(step, DiagonalStep),
         f"associative: cell.step must be a jb.DiagonalStep, s_t = a_t s_(t-1) + b_t, but is a "
-        f"{kind}. Cells that have one are jb.lru, jb.min_gru and jb.min_lstm; for any other cell "
-        "take jb.bptt().",
+        f"{kind}. jb.lru, jb.min_gru, jb.min_lstm and jb.indrnn(activation=None) have one; for any "
+        "other cell take jb.bptt().",
         TypeError,
     )
     assert isinstance(step, DiagonalStep)

@@ -8,7 +8,7 @@ from jax import Array
 
 from jax_bptt.core.checks import floating_dtype, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
-from jax_bptt.core.types import Cell, GatedStep, PyTree
+from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
 
 class EmbeddingParams(NamedTuple):
@@ -80,13 +80,15 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
 
 
 def _on_inner(step: Any) -> Any:
-    """Return `step` over the weights' `cell` field; a gated step stays one."""
-    if not isinstance(step, GatedStep):
-        return lambda weights, state, drive: step(weights.cell, state, drive)
+    """Return `step` over the weights' `cell` field; one of a kind stays of that kind."""
 
     def inner(fun):
         return lambda weights, *args: fun(weights.cell, *args)
 
+    if isinstance(step, DiagonalStep):
+        return DiagonalStep(inner(step.coefficients))
+    if not isinstance(step, GatedStep):
+        return inner(step)
     return step._replace(
         mix=inner(step.mix),
         pointwise=inner(step.pointwise),

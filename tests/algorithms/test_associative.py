@@ -235,3 +235,16 @@ def test_integers_in_the_state_are_refused():
     )
     with pytest.raises(TypeError, match=r"must be floating-point or complex; .* take jb\.bptt\(\)"):
         jb.unroll(cell, cell.init(None), np.ones((3, 2)), algorithm=jb.associative())
+
+
+def test_an_embedding_keeps_a_diagonal_step():
+    cell = jb.embedding(jb.min_gru(input_size=2, hidden_size=3), vocabulary_size=5)
+    params, tokens = cell.init(jax.random.key(0)), np.array([[0, 1], [4, 2], [1, 1]])
+
+    def run(algorithm):
+        def loss(params):
+            return jnp.sum(jb.unroll(cell, params, tokens, algorithm=algorithm)[1] ** 2)
+
+        return jax.value_and_grad(loss)(params)
+
+    assert_close(run(jb.associative()), run(jb.autodiff()), EXACT)
