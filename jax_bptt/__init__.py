@@ -1,5 +1,6 @@
 """Recurrent networks with explicit backpropagation through time, in JAX."""
 
+from jax_bptt import interop as interop
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.cells.conv_lstm import conv_lstm

@@ -15,7 +15,8 @@ so `from_gradients` is the transpose of `to_params` and `to_gradients` that of `
 here to there and back changes no number; from there to here and back changes no output.
 
 What decides a cell's equations but is in no array (an activation, a residual, a clipping bound)
-cannot be checked here. What the other library cannot represent is refused with a `ValueError`.
+cannot be checked here. That holds for `jb.slstm` too, whose parameters are of the type of `jb.lstm`.
+What the other library cannot represent is refused with a `ValueError`.
 """
 
 from jax_bptt.interop import equinox, flax, haiku, keras, nnx, onnx, torch

@@ -104,13 +104,14 @@ def from_gradients(d_params: Any, *, name: str | None = None) -> dict[str, dict[
 
 def _to(function, tree, rule):
     modules = {path.rpartition("/")[2]: leaves for path, leaves in tree.items()}
-    kinds = sorted((path, sorted(leaves)) for path, leaves in modules.items())
-    if len(tree) == 1 and kinds[0][1] == ["b", "w_h", "w_i"]:
-        return _gru_to(function, *modules.values())
-    if len(tree) == 1 and kinds[0] == ("linear", ["b", "w"]):
-        return _lstm_to(function, *modules.values(), rule)
+    if len(tree) == 1:
+        ((last, leaves),) = modules.items()
+        if set(leaves) == {"w_i", "w_h", "b"}:
+            return _gru_to(function, leaves)
+        if last == "linear" and set(leaves) == {"w", "b"}:
+            return _lstm_to(function, leaves, rule)
     require(
-        len(tree) == 2 and list(modules) in (["linear", "linear_1"], ["linear_1", "linear"]),
+        len(tree) == 2 and set(modules) == {"linear", "linear_1"},
         f"{function}: the modules {sorted(tree)} are not those of one VanillaRNN, GRU or LSTM. "
         "Pass those of one core alone, see hk.data_structures.filter.",
     )
@@ -173,8 +174,9 @@ def _from(function, params, name, rule):
             f"{name}/linear_1": {"w": params.w_s[:, 0], "b": b_s[0]},
         }
     if cell == "gru_reset_before":
-        leaves = (layout.gates_to(a, _GRU) for a in _turned(params)[:3])
-        return {name or "gru": dict(zip(("w_i", "w_h", "b"), leaves, strict=True))}
+        turned = _turned(params)
+        w_i, w_h, b = (layout.gates_to(a, _GRU) for a in (turned.w_x, turned.w_s, turned.b))
+        return {name or "gru": {"w_i": w_i, "w_h": w_h, "b": b}}
     w = layout.gates_to(np.concatenate([params.w_x, params.w_s]), _LSTM)
     b = layout.gates_to(params.b - _forget_one(rule, params.b.dtype), _LSTM)
     return {f"{name or 'lstm'}/linear": {"w": w, "b": b}}

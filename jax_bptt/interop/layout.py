@@ -132,7 +132,7 @@ def recognise(function: str, params: Any, refused: Mapping[str, str]) -> tuple[s
     Raises:
       ValueError: there is no counterpart, or a readout, which belongs to a layer of its own.
     """
-    w_s = getattr(params, "w_s", None)
+    w_s: Any = getattr(params, "w_s", None)
     gates = np.shape(w_s)[1] if np.ndim(w_s) == 3 else 0
     name = _CELLS.get((type(params), gates))
     known = ", ".join(sorted(f"jb.{cell}" for cell in _CELLS.values() if cell not in refused))

@@ -134,8 +134,8 @@ def _to(function, tree):
     kernel_i = layout.leaf(f"{function}: dense_i", tree["dense_i"], "kernel", None, columns)
     biased = "dense_h" if gates == 4 else "dense_i"
     bias = layout.leaf(f"{function}: {biased}", tree[biased], "bias", columns)
-    arrays = [layout.gates_from(a, layout.OURS[gates]) for a in (kernel_i, kernel_h, bias)]
-    return GRUParams(*arrays, np.zeros_like(arrays[2][0])) if gates == 3 else Params(*arrays)
+    w_x, w_s, b = (layout.gates_from(a, layout.OURS[gates]) for a in (kernel_i, kernel_h, bias))
+    return GRUParams(w_x, w_s, b, np.zeros_like(b[0])) if gates == 3 else Params(w_x, w_s, b)
 
 
 def _from(function, params):

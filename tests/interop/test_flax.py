@@ -33,7 +33,7 @@ def _carry(cell):
 def _own_order(run):
     def reordered(tree, xs):
         last, ys = run(tree, xs)
-        return last[::-1], ys
+        return jax.tree.leaves(last)[::-1], ys
 
     return reordered
 

@@ -6,7 +6,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt import interop
-from tests.interop.shared import CELLS, B, H, I, assert_same_network, maps, random_params
+from tests.interop.shared import CELLS, B, H, I, assert_same_network, loop, maps, random_params
 
 
 def _sigmoid(a):
@@ -57,16 +57,18 @@ LAYERS = {
 
 
 def _network(step, states, directions):
+    def one(weights, state, x):
+        state = step(weights, state, x)
+        return state, state[0]
+
     def run(weights, xs):
         last, outputs = [], []
         for direction in range(directions):
             own = weights[3 * direction : 3 * direction + 3]
-            state, ys = (jnp.zeros((B, H)),) * states, []
-            for x in xs if direction == 0 else xs[::-1]:
-                state = step(own, state, x)
-                ys.append(state[0])
+            start = (jnp.zeros((B, H)),) * states
+            state, ys = loop(one, start, reverse=direction == 1)(own, xs)
             last += state
-            outputs.append(jnp.stack(ys if direction == 0 else ys[::-1]))
+            outputs.append(ys)
         return last, jnp.concatenate(outputs, axis=-1)
 
     return run

@@ -9,7 +9,6 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt import interop
-from jax_bptt.cells.parts import Params
 from tests.interop.shared import (
     CELLS,
     OPTIMIZED,
@@ -137,7 +136,7 @@ def test_reachable_from_the_face():
     assert jb.interop.torch.to_params is interop.torch.to_params
 
 
-_MGU = Params(np.ones((I, 2, H)), np.ones((H, 2, H)), np.ones((2, H)))
+_MGU = draw(jb.mgu(**SIZES))
 _READOUT = _P["lstm"]._replace(w_y=np.ones((H, 2)))
 _TORCH = interop.torch.from_params(_P["lstm"], prefix="rnn.")
 _WITHOUT_BIAS = {k: v for k, v in _TORCH.items() if "bias" not in k}

@@ -7,7 +7,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt import interop
-from tests.interop.shared import CELLS, B, H, assert_same_network, maps, random_params
+from tests.interop.shared import CELLS, B, H, assert_same_network, loop, maps, random_params
 
 
 def _pieces(tree, direction, gates):
@@ -72,16 +72,18 @@ def _network(step, gates, states, directions):
     Y of ONNX has an axis of directions; here they meet on the last axis, as ours do.
     """
 
+    def one(cut, state, x):
+        state = step(cut, state, x)
+        return state, state[0]
+
     def run(tree, xs):
         last, outputs = [], []
         for direction in range(directions):
             cut = _pieces(tree, direction, gates)
-            state, ys = (jnp.zeros((B, H)),) * states, {}
-            for t in range(len(xs)) if direction == 0 else reversed(range(len(xs))):
-                state = step(cut, state, xs[t])
-                ys[t] = state[0]
+            start = (jnp.zeros((B, H)),) * states
+            state, ys = loop(one, start, reverse=direction == 1)(cut, xs)
             last += state
-            outputs.append(jnp.stack([ys[t] for t in range(len(xs))]))
+            outputs.append(ys)
         return last, jnp.concatenate(outputs, axis=-1)
 
     return run
