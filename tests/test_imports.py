@@ -21,8 +21,9 @@ LAYERS = {
     "diagnostics": 2,
     "training": 2,
     "interop": 2,
+    "testing": 2,
 }
-TOP = 3  # the face, the public test helper and the scripts may import everything
+TOP = 3  # the face and the scripts may import everything
 
 
 def imported(source: str) -> list[str]:
