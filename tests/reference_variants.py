@@ -1,5 +1,7 @@
 """Naive linear, layer-normalised, projected and convolutional cells; see `tests.reference`."""
 
+from typing import Any
+
 from tests.reference import gate, sigmoid
 
 
@@ -84,7 +86,7 @@ def lstm_projected(xp, p, state, x):
     return type(state)((o * xp.tanh(c)) @ p.w_p, c)
 
 
-def convolve(xp, images, kernel):
+def convolve(xp, images, kernel) -> Any:
     """Cross-correlate images [B, h, w, N] with kernel [m, n, N, C], zeros around the image."""
     m, n = kernel.shape[:2]
     height, width = images.shape[1:3]

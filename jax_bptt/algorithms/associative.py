@@ -23,9 +23,9 @@ def associative() -> Algorithm:
     recurrence is of the same kind, and runs in the same way (Martin and Cundy). All else is batched
     over time as in `bptt`.
 
-    Only for cells with a `DiagonalStep`: `lru`, `min_gru`, `min_lstm`, a linear `indrnn`, or one's own. Time is
-    O(log T) given enough processors, work O(T B H), memory a few arrays of [T, B, H] where `bptt`
-    keeps one. Exact.
+    Only for cells with a `DiagonalStep`: `lru`, `min_gru`, `min_lstm`, `indrnn` without activation,
+    or one's own. Time is O(log T) given enough processors, work O(T B H), memory a few arrays of
+    [T, B, H] where `bptt` keeps one. Exact.
 
     Returns:
       An `Algorithm` for `unroll`, which raises a TypeError for a cell of another kind.

@@ -190,9 +190,7 @@ def init_params(
         w_x=draw_gates(glorot, key_x, gates, (input_size, hidden_size), dtype),
         w_s=draw_gates(orthogonal, key_s, gates, (hidden_size, hidden_size), dtype),
         b=jnp.zeros((gates, hidden_size), parameter_dtype(dtype)),
-        w_y=None
-        if output_size is None
-        else draw(glorot, key_y, (hidden_size, output_size), dtype),
+        w_y=None if output_size is None else draw(glorot, key_y, (hidden_size, output_size), dtype),
     )
 
 

@@ -227,11 +227,9 @@ def test_any_other_cell_is_refused(name, kind):
 
 
 def test_integers_in_the_state_are_refused():
+    ones = {k: jnp.ones(2, jnp.int32) for k in ("fast", "slow")}
     cell = dict_state()._replace(
-        initial_state=lambda p, b: {k: jnp.ones((*b, 2), jnp.int32) for k in ("fast", "slow")},
-        step=jb.DiagonalStep(
-            lambda w, x: 2 * ({k: jnp.ones(2, jnp.int32) for k in ("fast", "slow")},)
-        ),
+        initial_state=lambda p, b: ones, step=jb.DiagonalStep(lambda w, x: (ones, ones))
     )
     with pytest.raises(TypeError, match=r"must be floating-point or complex; .* take jb\.bptt\(\)"):
         jb.unroll(cell, cell.init(None), np.ones((3, 2)), algorithm=jb.associative())

@@ -1,6 +1,7 @@
 """Cells linear in their state, by hand: numbers on paper, special cases, initialisation."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,14 +76,14 @@ def test_lru_without_a_readout_shows_the_real_part():
 def test_lru_radii(radii):
     low, high = radii
     pieces = "lru: radii must have 0 <= min_radius < max_radius <= 1", repr(low)
-    make = dict(input_size=I, hidden_size=H, min_radius=low, max_radius=high)
+    make: Any = dict(input_size=I, hidden_size=H, min_radius=low, max_radius=high)
     check(lambda: jb.lru(**make), ValueError, *pieces)
 
 
 @pytest.mark.parametrize("max_phase", [0.0, -1.0, math.inf, "1"])
 def test_lru_phase(max_phase):
     pieces = "lru: max_phase must be a positive number of radians", repr(max_phase)
-    make = dict(input_size=I, hidden_size=H, max_phase=max_phase)
+    make: Any = dict(input_size=I, hidden_size=H, max_phase=max_phase)
     check(lambda: jb.lru(**make), ValueError, *pieces)
 
 

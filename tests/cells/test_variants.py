@@ -1,6 +1,7 @@
 """Layer-normalised, projected and convolutional cells: special cases, other libraries, starts."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from tests.core.messages import check
 from tests.registry import assert_close
 
 T, B, I, H, P, O = 5, 2, 3, 4, 2, 2  # noqa: E741 - the axis letters of the package
-SIZES = dict(input_size=I, hidden_size=H)
+SIZES: Any = dict(input_size=I, hidden_size=H)
 RNG = np.random.default_rng(0)
 EPS = float(jnp.finfo(jnp.bfloat16).eps)
 
@@ -146,7 +147,7 @@ def test_a_conv_lstm_starts():
 @pytest.mark.parametrize("name", ["image_shape", "kernel_shape"])
 @pytest.mark.parametrize("shape", [3, (3,), (3, 0), (3, 2.0), (3, True), "33"])
 def test_conv_lstm_shapes(name, shape):
-    make = dict(SIZES, image_shape=(4, 4)) | {name: shape}
+    make: Any = dict(SIZES, image_shape=(4, 4)) | {name: shape}
     pieces = f"conv_lstm: {name} must be a pair of positive integers such as (3, 3)", repr(shape)
     check(lambda: jb.conv_lstm(**make), TypeError, *pieces)
 

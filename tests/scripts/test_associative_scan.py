@@ -1,6 +1,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def test_smoke_prints_a_line_per_cell(script, capsys):
 
 
 def test_wrong_gradients_are_not_timed(script, monkeypatch):
-    exact = jb.associative()
+    exact: Any = jb.associative()
 
     def backward(*args):
         d_weights, d_state, d_xs = exact.backward(*args)
