@@ -33,7 +33,7 @@ def weight_noise(key: Array, params: PyTree, *, scale: float | Array) -> PyTree:
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
       >>> noisy = jb.weight_noise(jax.random.key(0), {"w": jnp.zeros((1000,))}, scale=0.1)
-      >>> float(noisy["w"].std().round(2))
+      >>> print(f"{noisy['w'].std():.1f}")
       0.1
     """
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))

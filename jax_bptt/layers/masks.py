@@ -22,7 +22,7 @@ class Masked(NamedTuple):
 def check_rate(function: str, rate: Any) -> float:
     """Return `rate` as a float; raise unless it is a probability below one."""
     require(
-        isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 <= rate < 1,
+        isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 <= float(rate) < 1,
         f"{function}: rate must be a number in [0, 1), the part that is dropped, got {rate!r}",
     )
     return float(rate)

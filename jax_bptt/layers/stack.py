@@ -103,7 +103,7 @@ def residual(layer: Layer) -> Layer:
             f"residual: the layer's outputs, {kinds[1]}, cannot be added to its inputs, "
             f"{kinds[0]}. Make its output size, or hidden size, the input size.",
         )
-        read, _, _ = sequence.arrange(xs, *map(_as_array, (lengths, None, mask)))
+        read, _, _ = sequence.arrange(xs, _as_array(lengths), mask=_as_array(mask))
         return last_state, jax.tree.map(lambda y, x: y + x, ys, read)
 
     return layer._replace(apply=apply)

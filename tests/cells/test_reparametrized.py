@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_bptt as jb
+import jax_bptt
 from jax_bptt.testing import check_gated_step
 from tests.core.messages import check
 from tests.registry import assert_close
 
+jb: Any = jax_bptt  # some calls are wrong on purpose
 T, B, I, H = 5, 4, 2, 5  # noqa: E741 - the axis letters of the package
 LSTM = jb.lstm(input_size=I, hidden_size=H)
 WRAPPED = {
@@ -157,7 +158,8 @@ def test_wrappers_in_one_another():
     assert params.cell.cell.w_s.u.shape == (H, 4, 2)
     assert jb.unroll(cell, params, np.ones((T, B), int))[1].shape == (T, B, H)
     cell = jb.mixed_precision(jb.learned_state(jb.multi_head(LSTM, heads=H)))
-    assert jb.unroll(cell, cell.init(jax.random.key(0)), np.ones((T, B, I)))[1].shape == (T, B, H)
+    xs = np.ones((T, B, I), np.float32)
+    assert jb.unroll(cell, cell.init(jax.random.key(0)), xs)[1].shape == (T, B, H)
 
 
 @pytest.mark.parametrize("resets", [False, True])
