@@ -37,7 +37,8 @@ def options(
     if lengths is not None:
         lengths = _option(function, "lengths", lengths, batch, "*batch", jnp.integer)
         if not isinstance(lengths, jax.core.Tracer):
-            low, high = int(np.min(lengths, initial=steps)), int(np.max(lengths, initial=0))
+            known = np.asarray(lengths)
+            low, high = int(known.min(initial=steps)), int(known.max(initial=0))
             require(
                 0 <= low and high <= steps,
                 f"{function}: lengths go from {low} to {high}, but xs has T={steps} steps. Pad xs "
