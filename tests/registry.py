@@ -79,10 +79,12 @@ CELLS = {
     ),
     "mgu": Row(jb.mgu(**_SIZES), Reference(reference.mgu)),
     "ugrnn": Row(jb.ugrnn(**_SIZES, output_size=O), _with_readout(reference.ugrnn)),
-    "indrnn": Row(jb.indrnn(**_SIZES, activation=jnp.tanh), Reference(reference.indrnn(_tanh))),
+    "indrnn": Row(
+        jb.indrnn(**_SIZES, output_size=O, activation=jnp.tanh),
+        _with_readout(reference.indrnn(_tanh)),
+    ),
     "indrnn_linear": Row(
-        jb.indrnn(**_SIZES, output_size=O, activation=None),
-        _with_readout(reference.indrnn(lambda xp, a: a)),
+        jb.indrnn(**_SIZES, activation=None), Reference(reference.indrnn(lambda xp, a: a))
     ),
     "slstm": Row(
         _SLSTM._replace(initial_state=_begun), Reference(reference.slstm(_log_sigmoid), _lstm)
@@ -159,12 +161,31 @@ ALGORITHMS = {
 }
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written
-# pair, a plain step, a gated step that reads weights unit by unit, integers in the state.
-KINDS = ["lstm_readout", "gru_reset_before", "peephole", "counted"]
+# pair, a plain step, a gated step that reads weights unit by unit, integers in the state, a complex
+# diagonal step.
+KINDS = ["lstm_readout", "gru_reset_before", "peephole", "counted", "lru_readout"]
+
+
+def _slow_unless(quick: bool, *values: str) -> Any:
+    """Leave a row out of the quick run: CI runs it with the slow ones."""
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
 
 each_cell = pytest.mark.parametrize("name", CELLS)
 each_kind = pytest.mark.parametrize("name", KINDS)
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+# Every row there is, of which the quick run takes the kinds, and any cell in blocks of three steps.
+each_cell_in_time = pytest.mark.parametrize(
+    "name", [_slow_unless(name in KINDS, name) for name in CELLS]
+)
+each_cell_and_algorithm = pytest.mark.parametrize(
+    "name, algorithm",
+    [
+        _slow_unless(name in KINDS or algorithm == "bptt_3", name, algorithm)
+        for name in CELLS
+        for algorithm in ALGORITHMS
+    ],
+)
 
 
 class Problem(NamedTuple):

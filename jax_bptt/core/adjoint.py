@@ -88,9 +88,7 @@ def scan_states(
     return lax.scan(advance, state, (drives, controls))
 
 
-def previous_states(
-    start: PyTree, state: PyTree, states: PyTree, controls: Controls = Controls()
-) -> PyTree:
+def previous_states(start: PyTree, state: PyTree, states: PyTree, controls: Controls) -> PyTree:
     """Return what entered each of K steps: s_0..s_{K-1}, or the start of the sequence at a reset.
 
     Args:
@@ -99,7 +97,9 @@ def previous_states(
       states: s_1..s_K.
       controls: of these K steps.
     """
-    prevs = jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states)
+    prevs = jax.tree.map(
+        lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states
+    )
     return controls.restart(start, prevs)
 
 

@@ -322,11 +322,13 @@ def _same_structure(
 
 
 def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
+    """Return `tree` with every leaf a JAX array; raise if one is none of numbers."""
+
     def convert(path, leaf):
         message = (
             f"{function}: {name}{jax.tree_util.keystr(path)} must be an array of numbers, got "
-            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else kind_of(leaf)}. Convert it to a "
-            "numeric dtype first; pad sequences of unequal length."
+            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else kind_of(leaf)}. Convert it to "
+            "a numeric dtype first; pad sequences of unequal length."
         )
         # JAX takes some strings for the name of a dtype: "?" would become True.
         require(not isinstance(leaf, str | bytes), message, TypeError)
@@ -339,6 +341,7 @@ def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
 
 
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Return the leaves of `tree` with their paths as text."""
     return [(jax.tree_util.keystr(k), v) for k, v in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -362,6 +365,7 @@ def _same_kind(a: Any, b: Any) -> bool:
 
 
 def word(dtype: Any) -> str:
+    """Return the adjective for numbers of this dtype."""
     for kind, word in (
         (jnp.bool_, "boolean"),
         (jnp.integer, "integer"),
@@ -374,6 +378,7 @@ def word(dtype: Any) -> str:
 
 
 def describe(leaf: Any) -> str:
+    """Return dtype and shape of an array, as JAX prints them."""
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
@@ -382,6 +387,7 @@ def _type(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
+    """Return what kind of thing a value is, with an article."""
     return (
         f"the function {value.__name__}"
         if callable(value) and hasattr(value, "__name__")

@@ -69,7 +69,9 @@ def differentiable(
         def pull(d_outputs, residuals):
             d_last_state, d_ys = trees.vary_alike(d_outputs, residuals)
             d_inputs = (*algorithm.backward(cell, residuals, d_last_state, d_ys), Controls())
-            return jax.tree.map(lambda g, d: None if g is None else d, given, d_inputs, is_leaf=_is_none)
+            return jax.tree.map(
+                lambda g, d: None if g is None else d, given, d_inputs, is_leaf=_is_none
+            )
 
         def system(vector):
             u, v = _entangle(vector)
@@ -99,9 +101,7 @@ def differentiable(
 def _push_forward(cell: Cell, inputs: PyTree, given: PyTree) -> PyTree:
     """Return L d inputs: forward mode through the plain scan, None for zero in `given`."""
     inexact, rest = trees.partition(inputs)
-    tangents = jax.tree.map(
-        lambda a, t: jnp.zeros_like(a) if t is None else t, inexact, given
-    )
+    tangents = jax.tree.map(lambda a, t: jnp.zeros_like(a) if t is None else t, inexact, given)
 
     def plain(inexact):
         weights, state, xs, controls = trees.combine(inexact, rest)

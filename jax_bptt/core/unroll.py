@@ -40,8 +40,7 @@ def unroll(
       lengths: integer [*batch], 0 to T: the number of steps of each sequence of a padded batch.
         Beyond it the state is held, outputs are zero, and inputs are not read: they may be NaN.
       resets: bool [T, *batch]: where the state starts again from `state`, before the step is taken.
-        No gradient crosses; what would have crossed is none of s_0's either, but the path from the
-        reset on is.
+        No gradient crosses; from the reset on, s_0 gets it.
       mask: bool [T, *batch]: where False, the state is held and the input not read; the output is
         that of the held state.
       reverse: whether time runs backwards, from each sequence's last step to its first. Outputs
@@ -108,7 +107,10 @@ def bptt_gradients(
       d_last_state: dL/ds_T by paths other than the outputs, like the state, with None at leaves
         without a gradient (integers); None for zero.
       algorithm: as in `unroll`; it must have an explicit backward.
-      lengths, resets, mask, reverse: as in `unroll`.
+      lengths: as in `unroll`; integer [*batch].
+      resets: as in `unroll`; bool [T, *batch].
+      mask: as in `unroll`; bool [T, *batch].
+      reverse: as in `unroll`.
 
     Returns:
       (d_params, d_xs, d_state), like params, xs and state, with None at leaves without a

@@ -67,13 +67,11 @@ def contributions(
     y, pull_readout = trees.inexact_vjp(cell.readout, weights, last_state)
     d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
 
-    prevs = adjoint.previous_states(state, state, states)
+    prevs = adjoint.previous_states(state, state, states, Controls())
     drives = adjoint.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
-    d_state, lambdas, _ = adjoint.reverse_scan(
-        linearization, d_last_state, no_output, Controls()
-    )
+    d_state, lambdas, _ = adjoint.reverse_scan(linearization, d_last_state, no_output, Controls())
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 

@@ -16,8 +16,8 @@ from tests.registry import (
     CELLS,
     assert_close,
     compiled,
-    each_algorithm,
-    each_cell,
+    each_cell_and_algorithm,
+    each_cell_in_time,
     each_kind,
     expected,
     gradient,
@@ -28,19 +28,17 @@ from tests.registry import (
 EXACT = 1e-12
 
 
-@each_cell
-@each_algorithm
+@each_cell_and_algorithm
 def test_values(name, algorithm):
     assert_close(compiled(name, algorithm)(problem(name))[0], expected(name)[0], EXACT)
 
 
-@each_cell
-@each_algorithm
+@each_cell_and_algorithm
 def test_gradients(name, algorithm):
     assert_close(compiled(name, algorithm)(problem(name))[1], expected(name)[1], EXACT)
 
 
-@each_cell
+@each_cell_in_time
 def test_finite_differences(name):
     p = problem(name)
     rng = np.random.default_rng(1)
@@ -67,7 +65,7 @@ def test_finite_differences(name):
         assert abs(sum(along) - difference) <= 1e-9 * scale
 
 
-@each_cell
+@each_cell_in_time
 def test_bptt_gradients(name):
     p = problem(name)
     d_last_state, d_ys = p.cotangents
@@ -123,14 +121,14 @@ def _number_of_leaves(tree):
     return len(jax.tree.leaves(tree, is_leaf=lambda c: c is None))
 
 
-@each_cell
+@each_cell_in_time
 def test_cotangents_on_the_outputs_alone(name):
     cotangents = problem(name).cotangents
     first = _number_of_leaves(cotangents[0])
     _check_subset(name, range(first, _number_of_leaves(cotangents)))
 
 
-@each_cell
+@each_cell_in_time
 def test_cotangents_on_the_last_state_alone(name):
     _check_subset(name, range(_number_of_leaves(problem(name).cotangents[0])))
 
@@ -141,7 +139,7 @@ def test_a_cotangent_on_a_single_leaf(name):
         _check_subset(name, [k])
 
 
-@each_cell
+@each_cell_in_time
 def test_no_cotangents_give_zeros(name):
     p = problem(name)
     by_hand = jax.jit(functools.partial(jb.bptt_gradients, CELLS[name].cell))
@@ -160,7 +158,7 @@ def test_a_loss_that_reads_no_output_has_a_gradient_of_zero(name):
     assert_close(jax.grad(loss)(p.params), jax.tree.map(np.zeros_like, p.params), 0)
 
 
-@each_cell
+@each_cell_in_time
 @pytest.mark.parametrize("batch_shape, steps", [((), 3), ((2, 3), 1)])
 def test_batch_shapes_and_short_sequences(name, batch_shape, steps):
     p = problem(name, batch_shape, steps)

@@ -13,7 +13,7 @@ from tests.registry import (
     ALGORITHMS,
     assert_close,
     compiled,
-    each_cell,
+    each_cell_in_time,
     each_kind,
     problem,
     run,
@@ -53,12 +53,14 @@ def _jvp(name, algorithm):
     return jax.jit(lambda: jax.jvp(outputs, _arguments(name), _tangents(name))[1])
 
 
-@each_cell
+@each_cell_in_time
 def test_forward_and_reverse_are_each_others_transpose(name):
     """<c, J u> = <J^T c, u>, the reverse mode being checked against the naive loop elsewhere."""
     p, tangents = problem(name), _tangents(name)
     cotangents = [c for c in jax.tree.leaves(p.cotangents)]
-    pushed = sum(np.vdot(np.conj(c), d) for c, d in zip(cotangents, _jvp(name, "bptt_3")(), strict=True))
+    pushed = sum(
+        np.vdot(np.conj(c), d) for c, d in zip(cotangents, _jvp(name, "bptt_3")(), strict=True)
+    )
     gradients = compiled(name, "bptt_3")(p)[1]
     terms = [
         np.vdot(np.conj(g), t).real

@@ -17,8 +17,7 @@ from tests.registry import (
     CELLS,
     STEPS,
     assert_close,
-    each_algorithm,
-    each_cell,
+    each_cell_and_algorithm,
     each_kind,
     problem,
     without_int,
@@ -96,8 +95,7 @@ def expected(name, option, reverse):
     return outputs, without_int(gradients)
 
 
-@each_cell
-@each_algorithm
+@each_cell_and_algorithm
 def test_every_option(name, algorithm):
     p = problem(name)
     # Each direction with two of the four algorithms: a direction is one more compilation.
@@ -182,8 +180,9 @@ def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_l
         xs = jax.tree.map(lambda a, r=row, n=n: np.stack([a[:n, r]] * ROWS, 1), p.xs)
         state = jax.tree.map(lambda a, r=row: np.stack([a[r]] * ROWS), p.state)
         alone = run(p.params, xs, state)
-        want = jax.tree.map(lambda a, r=row: a[r], together[0]), jax.tree.map(
-            lambda a, r=row, n=n: a[:n, r], together[1]
+        want = (
+            jax.tree.map(lambda a, r=row: a[r], together[0]),
+            jax.tree.map(lambda a, r=row, n=n: a[:n, r], together[1]),
         )
         got = jax.tree.map(lambda a: a[0], alone[0]), jax.tree.map(lambda a: a[:, 0], alone[1])
         jax.tree.map(np.testing.assert_array_equal, got[0], want[0])

@@ -89,4 +89,3 @@ def test_the_program_does_not_grow_with_the_sequence(constructor):
         for steps in (10, 1000)
     ]
     assert lengths[0] == lengths[1]
-

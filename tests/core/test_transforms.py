@@ -16,7 +16,7 @@ from tests.registry import (
     CELLS,
     assert_close,
     compiled,
-    each_cell,
+    each_cell_in_time,
     each_kind,
     gradient,
     problem,
@@ -53,7 +53,7 @@ def _check_vmap(name, mapped):
     assert_close(run_both(stacked), want, EXACT)
 
 
-@each_cell
+@each_cell_in_time
 def test_vmap_over_params_and_inputs(name):
     _check_vmap(name, ("params", "xs", "state"))
 
@@ -79,7 +79,7 @@ def _direction(p):
     return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), p.params)
 
 
-@each_cell
+@each_cell_in_time
 def test_grad_of_grad(name):
     """The Hessian times a vector is the change of the gradient along it."""
     p = problem(name)
@@ -226,7 +226,7 @@ def test_repeated_runs_agree_bit_by_bit(algorithm):
         assert_close(compiled("lstm_readout", algorithm)(p), first, 0)
 
 
-@each_cell
+@each_cell_in_time
 def test_permuting_the_batch_permutes_the_results(name):
     p = problem(name)
     order = np.array([3, 0, 5, 1, 4, 2])
