@@ -12,11 +12,12 @@ map as a parameter does. With ours = A theirs and theirs = B ours, A B = 1, the 
     d_theirs = A^T d_ours        d_ours = B^T d_theirs        B^T A^T = 1
 
 so `from_gradients` is the transpose of `to_params` and `to_gradients` that of `from_params`. From
-here to there and back changes no number; from there to here and back changes no output.
+here to there and back changes no number, and from there to here and back no output, but for the
+rounding of the 1 that Haiku adds to a forget gate.
 
 What decides a cell's equations but is in no array (an activation, a residual, a clipping bound)
-cannot be checked here. That holds for `jb.slstm` too, whose parameters are of the type of `jb.lstm`.
-What the other library cannot represent is refused with a `ValueError`.
+cannot be checked here; the parameters of `jb.slstm`, of the type of `jb.lstm`, pass for those of an
+LSTM. What the other library cannot represent is refused by name, with a `ValueError`.
 """
 
 from jax_bptt.interop import equinox, flax, haiku, keras, nnx, onnx, torch
