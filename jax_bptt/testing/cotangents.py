@@ -13,7 +13,7 @@ from jax_bptt.testing.problem import Problem, gradients
 from jax_bptt.testing.report import Result, measured, not_applicable
 from jax_bptt.testing.subject import ARGUMENTS, Outputs, Subject
 
-MANY = 4
+MANY = 3
 """Outputs of which all subsets are tried; of more, each alone and all but each."""
 
 

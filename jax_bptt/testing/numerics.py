@@ -103,12 +103,12 @@ def difference(got: Leaves, want: Leaves, *, together: bool = False) -> tuple[fl
         scale, and a leaf of zeros that of one.
     """
     scales = {name: float(np.abs(leaf).max(initial=0)) for name, leaf in want.items()}
-    common = max(scales.values(), default=0)
+    common = float(np.max([*scales.values(), 0]))  # NaN if one is
     worst, where = 0.0, ""
     for name in want | got:
         a, b = _or_zero(got, want, name), _or_zero(want, got, name)
         scale = (common if together else scales.get(name, 0)) or 1.0
-        error = _largest(a, b) / scale
+        error = _largest(a, b) / scale if np.isfinite(scale) else np.inf
         if error >= worst:
             worst, where = error, name
     return worst, where

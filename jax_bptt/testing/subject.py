@@ -32,8 +32,8 @@ class Outputs(NamedTuple):
 
 
 def top_level_entry(path: str) -> str | None:
-    """Return the index of a parameter's layer, for params that are a list or tuple of layers."""
-    found = re.match(r"\[(\d+)\]", path)
+    """Return the index of a parameter's layer, for params that are a list of layers' own trees."""
+    found = re.match(r"\[(\d+)\].", path)
     return found[1] if found else None
 
 
@@ -162,14 +162,9 @@ def from_jax(run: Callable[..., tuple[PyTree, PyTree]], **fields: Any) -> Subjec
         directions = [Arguments(*direction) for direction in directions]
         return _host(higher(Arguments(params, xs, state), Outputs(*cotangents), directions))
 
-    derived = dict(
-        name=getattr(run, "__name__", "subject"),
-        forward=numpy_forward,
-        gradient=numpy_gradient,
-        pushforward=numpy_pushforward,
-        higher=numpy_higher,
-    )
-    return Subject(**derived | fields)
+    name = getattr(run, "__name__", "subject")
+    subject = Subject(name, numpy_forward, numpy_gradient, numpy_pushforward, numpy_higher)
+    return subject._replace(**fields)
 
 
 def _host(tree: PyTree) -> PyTree:

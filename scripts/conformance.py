@@ -1,0 +1,150 @@
+"""Gradient conformance of recurrent layers: this library and those that are installed.
+
+Every property of `jax_bptt.testing.conformance` is checked on every cell of every library, in
+float64 on random numbers. The matrix says `ok`, `FAIL` or `n/a`: what a library does not offer or
+does not promise is not applicable. The exit status is 0 unless this library fails.
+"""
+
+import argparse
+import platform
+import sys
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+import jax
+from conformance_adapters import roster
+from conformance_adapters.layers import Case, Sizes
+
+from jax_bptt.testing import PROPERTIES, Report, conformance
+
+NAMES = tuple(check.__name__ for check in PROPERTIES)
+SMOKE = ("finite_differences", "adjoint_identity", "ragged_lengths", "repeatability")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"conformance: {message}\n")
+
+
+def _list_of(known: Collection[str]):
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    cells = dict.fromkeys(cell for a in roster.ADAPTERS.values() for cell in a.cells)
+    p = _Parser(prog="conformance", description="Gradient conformance of layers")
+    p.add_argument(
+        "--libraries",
+        type=_list_of(roster.ADAPTERS),
+        default=list(roster.ADAPTERS),
+        metavar="A,B",
+        help=f"of {', '.join(roster.ADAPTERS)}; all by default",
+    )
+    p.add_argument(
+        "--cells",
+        type=_list_of(cells),
+        metavar="A,B",
+        help=f"of {', '.join(cells)}; all that a library has by default",
+    )
+    p.add_argument(
+        "--properties",
+        type=_list_of(NAMES),
+        metavar="A,B",
+        help=f"of {', '.join(NAMES)}; all by default",
+    )
+    p.add_argument("--details", action="store_true", help="print every error, not only failures")
+    p.add_argument("--smoke", action="store_true", help="one cell, four properties")
+    return p
+
+
+def examine(library: str, cells: Collection[str] | None, names: Collection[str]) -> list[Report]:
+    """Return the reports on a library's cells."""
+    adapter = roster.ADAPTERS[library]
+    chosen = [cell for cell in adapter.cells if cells is None or cell in cells]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a library deprecates is not for us to mend
+        return [_examined(case, names) for case in adapter.cases(chosen, Sizes())]
+
+
+def _examined(case: Case, names: Collection[str]) -> Report:
+    kept = [name for name in names if name not in case.left_out]
+    checks = [check for check in PROPERTIES if check.__name__ in kept]
+    return conformance(case.subject, case.params, case.xs, case.state, properties=checks)
+
+
+def matrix(reports: dict[str, list[Report]], names: Sequence[str]) -> str:
+    """Return the table of properties and libraries: the worst that any cell has."""
+    ranks = ("n/a", "ok", "FAIL")
+
+    def worst(library: str, name: str) -> str:
+        found = [r.verdict for report in reports[library] for r in report.results if r.name == name]
+        return max(found, key=ranks.index, default="n/a")
+
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{library:>10}" for library in reports)]
+    for name in names:
+        lines.append(f"{name:{width}}" + "".join(f"{worst(k, name):>10}" for k in reports))
+    return "\n".join(lines)
+
+
+def failures(reports: dict[str, list[Report]]) -> list[str]:
+    """Return, for every failure, what was seen and the line that shows it again."""
+    lines = []
+    for library, found in reports.items():
+        for report in found:
+            for result in report.failures:
+                lines.append(f"{library} {report.subject}: {result}")
+                lines.append(
+                    f"  python scripts/conformance.py --libraries {library} "
+                    f"--cells {report.subject} --properties {result.name}"
+                )
+    return lines
+
+
+def _versions(libraries: Collection[str]) -> str:
+    packages = dict.fromkeys([roster.ADAPTERS[name].package for name in libraries])
+    found = {"python": platform.python_version(), "jax": jax.__version__}
+    found |= {package: roster.version(package) for package in packages}
+    return ", ".join(f"{package} {version}" for package, version in found.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine and print; return 0, 1 if this library fails, 2 for bad arguments."""
+    args: Any = parser().parse_args(argv)
+    names = args.properties or (SMOKE if args.smoke else NAMES)
+    cells = args.cells or (["gru"] if args.smoke else None)
+    missing = {name: roster.absence(name) for name in args.libraries}
+    present = [name for name, reason in missing.items() if reason is None]
+    print(_versions(present))
+    for name, reason in missing.items():
+        if reason is not None:
+            print(f"absent: {name}, {reason}")
+    reports = {}
+    with jax.enable_x64(True):
+        for library in present:
+            reports[library] = examine(library, cells, names)
+            checked = ", ".join(report.subject for report in reports[library])
+            print(f"{library}: {checked or 'no such cell'}", flush=True)
+    if args.details:
+        print()
+        for library, found in reports.items():
+            print("\n".join(f"{library} {report}" for report in found))
+    print("\n" + matrix(reports, [name for name in NAMES if name in names]))
+    if lines := failures(reports):
+        print("\n" + "\n".join(lines))
+    return 1 if any(report.failures for report in reports.get(roster.OWN, [])) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Recurrent layers of several libraries, for the conformance suite."""

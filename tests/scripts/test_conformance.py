@@ -1,0 +1,123 @@
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jax_bptt.testing import Report, Result
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("conformance")
+    sys.path.remove(str(SCRIPTS))
+
+
+def part(name):
+    return importlib.import_module(f"conformance_adapters.{name}")
+
+
+def run(script, capsys, *argv):
+    # The script's user has JAX as it comes, and other libraries need it that way.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        status = script.main(argv)
+    return status, capsys.readouterr().out
+
+
+def rows(text):
+    return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+
+
+def test_smoke(script, capsys):
+    status, text = run(script, capsys, "--smoke", "--libraries", "jax_bptt,haiku,torch")
+    assert status == 0, text
+    present = ["jax_bptt"]
+    for name, module in (("haiku", "haiku"), ("torch", "torch")):
+        if importlib.util.find_spec(module):
+            present.append(name)
+        else:
+            assert f"absent: {name}, not installed (pip install " in text
+    table = rows(text.partition("\n\n")[2])
+    assert table["finite_differences"] == ["ok"] * len(present)
+    offered = {"jax_bptt": "ok", "haiku": "n/a", "torch": "ok"}
+    assert table["ragged_lengths"] == [offered[name] for name in present]
+    assert set(table) == {*present[:1], *script.SMOKE}
+    assert f"jax {jax.__version__}" in text and "jax_bptt: gru" in text
+
+
+@pytest.mark.parametrize("name", ["flax", "nnx", "haiku", "equinox", "torch"])
+def test_every_library_runs(script, capsys, name):
+    if part("roster").absence(name):
+        pytest.skip(f"{name} is not installed")
+    argv = "--libraries", name, "--cells", "gru", "--properties", "finite_differences,every_bias"
+    status, text = run(script, capsys, *argv)
+    assert status == 0
+    table = rows(text.partition("\n\n")[2])
+    assert table["finite_differences"] == table["every_bias"] == ["ok"], text
+
+
+def _broken(case):
+    def gradient(*arguments, **options):
+        d_params, d_xs, d_state = case.subject.gradient(*arguments, **options)
+        return d_params, 1.01 * np.asarray(d_xs), d_state
+
+    return case._replace(subject=case.subject._replace(gradient=gradient))
+
+
+@pytest.mark.parametrize("name, status", [("jax_bptt", 1), ("haiku", 0)])
+def test_only_a_failure_of_its_own_is_one_of_the_script(script, capsys, monkeypatch, name, status):
+    roster = part("roster")
+    if roster.absence(name):
+        pytest.skip(f"{name} is not installed")
+    adapter = roster.ADAPTERS[name]
+
+    def cases(cells, sizes):
+        return [_broken(case) for case in adapter.cases(cells, sizes)]
+
+    monkeypatch.setitem(roster.ADAPTERS, name, adapter._replace(cases=cases))
+    argv = "--libraries", name, "--cells", "gru", "--properties", "finite_differences"
+    seen, text = run(script, capsys, *argv)
+    assert seen == status
+    assert f"{name} gru: finite_differences" in text and "worst for xs" in text
+    line = f"python scripts/conformance.py --libraries {name} --cells gru --properties finite"
+    assert line in text
+
+
+def test_the_matrix_has_the_worst_of_all_cells(script):
+    good, bad, none = (Result("resets", passed, None, None, "") for passed in (True, False, None))
+    reports = {
+        "a": [Report("x", (good,)), Report("y", (bad,)), Report("z", (none,))],
+        "b": [Report("x", (none,)), Report("y", (good,))],
+        "c": [Report("x", ())],
+    }
+    assert script.matrix(reports, ["resets"]).split() == [
+        "a",
+        "b",
+        "c",
+        "resets",
+        "FAIL",
+        "ok",
+        "n/a",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--libraries", "theano"], "no 'theano'; there are jax_bptt, flax"),
+        (["--cells", "ltsm"], "no 'ltsm'"),
+        (["--properties", "beauty"], "no 'beauty'; there are finite_differences"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_two(script, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        script.main(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
