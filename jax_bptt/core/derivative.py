@@ -50,6 +50,8 @@ def differentiable(
     Returns:
       (last_state, ys).
     """
+    backward = algorithm.backward
+    assert backward is not None
 
     @jax.custom_jvp
     def run(*inputs):
@@ -68,7 +70,7 @@ def differentiable(
         @jax.jit
         def pull(d_outputs, residuals):
             d_last_state, d_ys = trees.vary_alike(d_outputs, residuals)
-            d_inputs = (*algorithm.backward(cell, residuals, d_last_state, d_ys), Controls())
+            d_inputs = (*backward(cell, residuals, d_last_state, d_ys), Controls())
             return jax.tree.map(
                 lambda g, d: None if g is None else d, given, d_inputs, is_leaf=_is_none
             )

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jax_bptt.core.checks import (
     BATCH_MAJOR,
@@ -36,7 +37,7 @@ def options(
     batch, steps = batch_shape(cell, xs), jax.tree.leaves(xs)[0].shape[0]
     if lengths is not None:
         lengths = _option(function, "lengths", lengths, batch, "*batch", jnp.integer)
-        if not isinstance(lengths, jax.core.Tracer):
+        if not isinstance(lengths, Tracer):
             known = np.asarray(lengths)
             low, high = int(known.min(initial=steps)), int(known.max(initial=0))
             require(

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import ArrayLike
 
 from jax_bptt.core import checks, sequence, sequence_checks, trees
 from jax_bptt.core.bptt import bptt
@@ -17,9 +17,9 @@ def unroll(
     state: PyTree | None = None,
     *,
     algorithm: Algorithm | None = None,
-    lengths: Array | None = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    lengths: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     reverse: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """Run `cell` over `xs` and return its last state and its outputs.
@@ -84,9 +84,9 @@ def bptt_gradients(
     d_last_state: PyTree | None = None,
     *,
     algorithm: Algorithm | None = None,
-    lengths: Array | None = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    lengths: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     reverse: bool = False,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Run the explicit reverse pass by hand, from cotangents to gradients.
