@@ -69,12 +69,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def examine(library: str, cells: Collection[str] | None, names: Collection[str]) -> list[Report]:
-    """Return the reports on a library's cells."""
+    """Return the reports on a library's cells, and print the name of each when it is done."""
     adapter = roster.ADAPTERS[library]
     chosen = [cell for cell in adapter.cells if cells is None or cell in cells]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a library deprecates is not for us to mend
-        return [_examined(case, names) for case in adapter.cases(chosen, Sizes())]
+        reports = []
+        for case in adapter.cases(chosen, Sizes()):
+            reports.append(_examined(case, names))
+            print(f"{library} {case.cell}: {len(reports[-1].results)} properties", flush=True)
+    return reports
 
 
 def _examined(case: Case, names: Collection[str]) -> Report:
@@ -134,8 +138,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with jax.enable_x64(True):
         for library in present:
             reports[library] = examine(library, cells, names)
-            checked = ", ".join(report.subject for report in reports[library])
-            print(f"{library}: {checked or 'no such cell'}", flush=True)
     if args.details:
         print()
         for library, found in reports.items():

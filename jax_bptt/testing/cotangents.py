@@ -55,7 +55,7 @@ def final_state_only(subject: Subject, problem: Problem) -> Result:
     direction = numerics.noise(problem.generator(), arguments)
     directions = [{name: leaf} for name, leaf in direction.items()]
     error, where = against_differences(subject, only, directions)
-    return measured(error, DIFFERENCES, f"against central differences; worst for {where[1:]}")
+    return measured(error, DIFFERENCES, f"against central differences; worst for {where}")
 
 
 def _none(tree):

@@ -31,7 +31,7 @@ def against_differences(
     """Return the largest error of <gradient, v> against <cotangents, J v> over directions v.
 
     It is relative to |cotangents| (|J v| + |outputs|), the most that either product can be and
-    the rounding of the differences; the leaf is the first of the direction's.
+    the rounding of the differences. Named is the direction in which it is largest.
     """
     given = numerics.leaves(problem.cotangents)
     gradient = gradients(subject, problem.arguments, problem.cotangents)
@@ -42,7 +42,8 @@ def against_differences(
         scale = numerics.norm(given) * (numerics.norm(change) + numerics.norm(values))
         error = abs(numerics.inner(gradient, direction) - numerics.inner(given, change)) / scale
         if not error <= worst:
-            worst, where = (error if np.isfinite(error) else np.inf), next(iter(direction))
+            worst = error if np.isfinite(error) else np.inf
+            where = next(iter(direction))[1:] if len(direction) == 1 else "all leaves together"
     return worst, where
 
 
@@ -51,7 +52,7 @@ def finite_differences(subject: Subject, problem: Problem) -> Result:
     direction = numerics.noise(problem.generator(), numerics.leaves(problem.arguments))
     directions = [direction, *({name: leaf} for name, leaf in direction.items())]
     error, where = against_differences(subject, problem, directions)
-    return measured(error, DIFFERENCES, f"against central differences; worst for {where[1:]}")
+    return measured(error, DIFFERENCES, f"against central differences; worst for {where}")
 
 
 def naive_loop(subject: Subject, problem: Problem) -> Result:

@@ -135,8 +135,8 @@ def from_jax(run: Callable[..., tuple[PyTree, PyTree]], **fields: Any) -> Subjec
     def higher(arguments, cotangents, directions):
         inexact, rest = trees.partition(arguments)
 
-        def value(inexact):
-            return _paired(run(*trees.combine(inexact, rest)), cotangents, {})
+        def value(point):
+            return _paired(run(*trees.combine(point, rest)), cotangents, {})
 
         for direction in directions:
             value = functools.partial(_slope, value, direction)

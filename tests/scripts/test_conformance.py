@@ -48,7 +48,7 @@ def test_smoke(script, capsys):
     offered = {"jax_bptt": "ok", "haiku": "n/a", "torch": "ok"}
     assert table["ragged_lengths"] == [offered[name] for name in present]
     assert set(table) == {*present[:1], *script.SMOKE}
-    assert f"jax {jax.__version__}" in text and "jax_bptt: gru" in text
+    assert f"jax {jax.__version__}" in text and "jax_bptt gru: 4 properties" in text
 
 
 @pytest.mark.parametrize("name", ["flax", "nnx", "haiku", "equinox", "torch"])
