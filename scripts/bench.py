@@ -9,6 +9,7 @@ Modes (`grad` if none is named):
     memory     temporary memory of the compiled gradient, against the plain scan
     accuracy   error of the gradient against float64 jax.grad of an independent naive loop
     scaling    time and memory of the gradient against T, B and H
+    sequences  time of the gradient with lengths, resets or a mask, against that without
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from benchmarks import accuracy, compiling, environment, library, plots, race, report, roster
 from benchmarks import scaling as scale
+from benchmarks import sequences as sequence_options
 from benchmarks import step as streaming
 from benchmarks.data import GATES, GRID, Row
 from benchmarks.measure import TOLERANCE
@@ -117,6 +119,11 @@ def _scaling(args, rows, _):
         return scale.run(rows, args.algorithms, args.rounds, points, tick)
 
 
+def _sequences(args, rows, _):
+    with _progress(len(rows) * len(args.algorithms) * args.rounds) as tick:
+        return sequence_options.run(rows, args.algorithms, args.rounds, tick)
+
+
 RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
 MODES = {
     "grad": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
@@ -155,6 +162,14 @@ MODES = {
         report.scaling,
         plots.scaling,
         ("algorithms", "dtype", "rounds", "plot"),
+    ),
+    "sequences": Mode(
+        sequence_options.SHAPES,
+        _sequences,
+        report.sequences,
+        report.sequences,
+        None,
+        ("algorithms", "dtype", "rounds"),
     ),
 }
 

@@ -160,6 +160,23 @@ def memory(report: dict[str, Any]) -> list[Table]:
     return [Table("Temporary memory of the gradient, beside inputs and outputs", header, lines)]
 
 
+def sequences(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `sequences`."""
+    header = ["row", "algorithm", "option", "ms", "/ none"]
+    lines = [
+        [
+            _label(row),
+            row["algorithm"],
+            c["name"],
+            _number(1e3 * c["seconds"], ".3g"),
+            _number(c["against_none"], ".2f"),
+        ]
+        for row in report["rows"]
+        for c in row["competitors"]
+    ]
+    return [Table("Time of the gradient with sequence options", header, lines)]
+
+
 def accuracy(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `accuracy`."""
     header = ["row", "algorithm", "largest error", "limit", "met", "by leaf"]

@@ -94,6 +94,14 @@ def test_forward_and_step(bench, tmp_path):
     assert list(timed(report["rows"][0]))[:2] == ["jax_bptt", "plain scan"]
 
 
+def test_sequence_options(bench, tmp_path):
+    status, report = run(bench, tmp_path, "sequences", "--cells", "lstm")
+    assert status == 0
+    (row,) = report["rows"]
+    assert [c["name"] for c in row["competitors"]] == ["none", "lengths", "resets", "mask"]
+    assert row["competitors"][0]["against_none"] == 1
+
+
 def test_memory_and_compile(bench, tmp_path):
     status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "4096,4,3,8")
     assert status == 0
