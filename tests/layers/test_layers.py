@@ -92,7 +92,7 @@ def test_the_algorithm_reaches_every_layer(algorithm):
         jax.jit(jax.grad(lambda p, a=a: jnp.sum(deep.apply(p, xs, algorithm=a)[1] ** 2)))(params)
         for a in (None, algorithm)
     ]
-    assert_close(*results, 1e-12)
+    assert_close(results[0], results[1], 1e-12)
     seen = []
 
     def spy(cell, *args):
