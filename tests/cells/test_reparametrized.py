@@ -157,7 +157,8 @@ def test_wrappers_in_one_another():
     params = cell.init(jax.random.key(0))
     assert params.cell.cell.w_s.u.shape == (H, 4, 2)
     assert jb.unroll(cell, params, np.ones((T, B), int))[1].shape == (T, B, H)
-    cell = jb.mixed_precision(jb.learned_state(jb.multi_head(LSTM, heads=H)))
+    single = jb.lstm(input_size=I, hidden_size=H, dtype=jnp.float32)
+    cell = jb.mixed_precision(jb.learned_state(jb.multi_head(single, heads=H)))
     xs = np.ones((T, B, I), np.float32)
     assert jb.unroll(cell, cell.init(jax.random.key(0)), xs)[1].shape == (T, B, H)
 
