@@ -277,6 +277,24 @@ def test_without_a_key_dropout_is_the_identity(name):
     np.testing.assert_array_equal(layer.apply(params, xs, state)[1], want)
 
 
+@pytest.mark.parametrize("name", ["recurrent_dropout", "recurrent_dropout_per_step", "zoneout"])
+def test_forward_mode_agrees_with_reverse_mode(name):
+    layer = RANDOM[name]
+    params, xs, state = problem(layer)
+    direction = jax.tree.map(np.cos, params)
+
+    def loss(params):
+        last_state, ys = layer.apply(params, xs, state, key=key(), **keywords("all"))
+        return jnp.sum(ys**2) + jnp.sum(last_state)
+
+    slope = jax.jit(lambda p: jax.jvp(loss, (p,), (direction,))[1])(params)
+    gradient = jax.jit(jax.grad(loss))(params)
+    along = [
+        np.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
+    ]
+    assert abs(slope - sum(along)) <= 1e-13 * np.abs(along).sum()
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_padding_and_masked_inputs_change_no_bit(name):
     layer = RANDOM[name]
