@@ -7,10 +7,11 @@
 from jax_bptt.testing.gated_step import check_gated_step
 from jax_bptt.testing.report import Report, Result
 from jax_bptt.testing.subject import Subject, from_jax
-from jax_bptt.testing.suite import PROPERTIES, conformance
+from jax_bptt.testing.suite import PROPERTIES, RAISED, conformance
 
 __all__ = [
     "PROPERTIES",
+    "RAISED",
     "Report",
     "Result",
     "Subject",

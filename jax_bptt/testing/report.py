@@ -60,3 +60,9 @@ def measured(error: float, tolerance: float, explanation: str) -> Result:
 def not_applicable(reason: str) -> Result:
     """Return the result of a property that says nothing about the subject."""
     return Result("", None, None, None, reason)
+
+
+def raised(name: str, error: Exception) -> Result:
+    """Return the failure of a property whose subject raised an error, with its first line."""
+    line = str(error).strip().partition("\n")[0]
+    return Result(name, False, None, None, f"raises {type(error).__name__}: {line}")

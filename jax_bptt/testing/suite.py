@@ -7,7 +7,7 @@ import numpy as np
 from jax_bptt.core.types import PyTree
 from jax_bptt.testing import cotangents, derivatives, sequences, stability
 from jax_bptt.testing.problem import Problem, pose
-from jax_bptt.testing.report import Report, Result, not_applicable
+from jax_bptt.testing.report import Report, Result, not_applicable, raised
 from jax_bptt.testing.subject import Subject, from_jax
 
 Property = Callable[[Subject, Problem], Result]
@@ -108,5 +108,4 @@ def _examine(check: Property, subject: Subject, problem: Problem) -> Result:
         with np.errstate(all="ignore"):
             return check(subject, problem)._replace(name=name)
     except RAISED as error:
-        line = str(error).strip().partition("\n")[0]
-        return Result(name, False, None, None, f"raises {type(error).__name__}: {line}")
+        return raised(name, error)

@@ -42,7 +42,8 @@ def _nnx(name: str, inputs: int, sizes: Sizes) -> Layer:
     from flax import nnx
 
     cells = {"elman": nnx.SimpleCell, "gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
-    cell = cells[name](inputs, sizes.H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    # Of these cells SimpleCell alone would otherwise compute in float32, whatever it is given.
+    cell = cells[name](inputs, sizes.H, dtype=None, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     rnn = nnx.RNN(cell, time_major=True, return_carry=True)
     graph, own, rest = nnx.split(rnn, nnx.Param, ...)
     named, layout = jax.tree_util.tree_flatten_with_path(own)

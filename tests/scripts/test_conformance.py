@@ -89,6 +89,24 @@ def test_only_a_failure_of_its_own_is_one_of_the_script(script, capsys, monkeypa
     assert line in text
 
 
+def test_a_layer_that_does_not_run_fails_and_the_others_are_examined(script, capsys, monkeypatch):
+    roster = part("roster")
+    adapter = roster.ADAPTERS["jax_bptt"]
+
+    def forward(*arguments, **options):
+        raise TypeError("no float64 here\nat all")
+
+    def cases(cells, sizes):
+        broken, *rest = adapter.cases(cells, sizes)
+        return [broken._replace(subject=broken.subject._replace(forward=forward)), *rest]
+
+    monkeypatch.setitem(roster.ADAPTERS, "jax_bptt", adapter._replace(cases=cases))
+    argv = "--libraries", "jax_bptt", "--cells", "gru,elman", "--properties", "repeatability"
+    status, text = run(script, capsys, *argv)
+    assert status == 1 and "raises TypeError: no float64 here\n" in text
+    assert "jax_bptt elman: 1 properties" in text
+
+
 def test_the_matrix_has_the_worst_of_all_cells(script):
     good, bad, none = (Result("resets", passed, None, None, "") for passed in (True, False, None))
     reports = {
