@@ -161,6 +161,7 @@ ALGORITHMS = {
     "bptt": jb.bptt(),
     "bptt_1": jb.bptt(block_length=1),
     "bptt_3": jb.bptt(block_length=3),
+    "bptt_kept": jb.bptt(block_length=3, recompute=False),
     "autodiff": jb.autodiff(),
 }
 

@@ -13,13 +13,14 @@ per weight matrix after it. Backpropagation through time is due to Werbos (1990)
 through time: what it does and how to do it", Proceedings of the IEEE 78(10).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jax_bptt.core import trees
 from jax_bptt.core.sequence import Controls, select
@@ -88,6 +89,44 @@ def scan_states(
     return lax.scan(advance, state, (drives, controls))
 
 
+def scan_residuals(
+    cell: Cell, weights: PyTree, start: PyTree, state: PyTree, xs: PyTree, controls: Controls
+) -> tuple[PyTree, tuple[PyTree, list[Array] | None]]:
+    """Run the cell as `scan_states`; return s_K and, of each step, its state and residuals.
+
+    The residuals are leaves in the order of those that `linearize` would compute, or None where it
+    needs no product for them, so that nothing is saved by keeping them.
+    """
+    step = cell.step
+    if not isinstance(step, GatedStep) or not _needs_products(cell, step, weights, state, xs):
+        last_state, states = scan_states(cell, weights, start, state, xs, controls)
+        return last_state, (states, None)
+    drives = over_time(cell, cell.project)(weights, xs)
+
+    def advance(state, inputs):
+        drive, controls = inputs
+        old = controls.restart(start, state)
+        feedback = step.mix(weights, old)
+        state = controls.hold(step.pointwise(weights, old, drive, feedback), old)
+        return state, (state, feedback)
+
+    last_state, (states, feedbacks) = lax.scan(advance, state, (drives, controls))
+    prevs = previous_states(start, state, states, controls)
+    residuals = _map_residuals(step, weights, prevs, drives, feedbacks, states)
+    return last_state, (states, jax.tree.leaves(residuals))
+
+
+def _needs_products(
+    cell: Cell, step: GatedStep, weights: PyTree, state: PyTree, xs: PyTree
+) -> bool:
+    """Return whether the residuals of `step` depend on a drive or a feedback."""
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+    drive = jax.eval_shape(cell.project, weights, x)
+    feedback = jax.eval_shape(step.mix, weights, state)
+    used = trees.used_leaves(_pair(step)[0], weights, state, drive, feedback, state)
+    return any(jax.tree.leaves(used[2:4]))
+
+
 def previous_states(start: PyTree, state: PyTree, states: PyTree, controls: Controls) -> PyTree:
     """Return what entered each of K steps: s_0..s_{K-1}, or the start of the sequence at a reset.
 
@@ -104,11 +143,19 @@ def previous_states(start: PyTree, state: PyTree, states: PyTree, controls: Cont
 
 
 def linearize(
-    cell: Cell, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
+    cell: Cell,
+    weights: PyTree,
+    prevs: PyTree,
+    states: PyTree,
+    drives: PyTree,
+    kept: list[Array] | None = None,
 ) -> Linearization:
-    """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives."""
+    """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives.
+
+    `kept` are the residuals as `scan_residuals` returned them; None to compute them again.
+    """
     if isinstance(cell.step, GatedStep):
-        return _linearize_gated(cell, cell.step, weights, prevs, states, drives)
+        return _linearize_gated(cell, cell.step, weights, prevs, states, drives, kept)
     if isinstance(cell.step, DiagonalStep):
         return _linearize_diagonal(cell, cell.step, weights, prevs, drives)
     return _linearize_plain(cell, weights, prevs, drives)
@@ -147,17 +194,39 @@ def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree)
     return Linearization((prevs, drives), transpose, accumulate)
 
 
+def _pair(step: GatedStep) -> tuple[Callable, Callable]:
+    """Return the pointwise pair of `step`, its own or the automatic one."""
+    if step.pointwise_fwd is None or step.pointwise_bwd is None:
+        return _automatic_pair(step.pointwise)
+    return step.pointwise_fwd, step.pointwise_bwd
+
+
+def _map_residuals(step: GatedStep, weights: PyTree, *args: PyTree) -> PyTree:
+    """Return `pointwise_fwd` of K steps: what entered them, drives, feedbacks, s_1..s_K.
+
+    Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
+    """
+    return jax.vmap(lambda args: _pair(step)[0](weights, *args))(args)
+
+
 def _linearize_gated(
-    cell: Cell, step: GatedStep, weights: PyTree, prevs: PyTree, states: PyTree, drives: PyTree
+    cell: Cell,
+    step: GatedStep,
+    weights: PyTree,
+    prevs: PyTree,
+    states: PyTree,
+    drives: PyTree,
+    kept: list[Array] | None,
 ) -> Linearization:
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
-    if step.pointwise_fwd is None or step.pointwise_bwd is None:
-        fwd, bwd = _automatic_pair(step.pointwise)
-    else:
-        fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
+    bwd = _pair(step)[1]
     feedbacks, pull_mix = trees.inexact_vjp(lambda w: over_time(cell, step.mix)(w, prevs), weights)
-    # Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
-    residuals = jax.vmap(lambda args: fwd(weights, *args))((prevs, drives, feedbacks, states))
+    args = prevs, drives, feedbacks, states
+    if kept is None:
+        residuals = _map_residuals(step, weights, *args)
+    else:
+        shapes = jax.eval_shape(functools.partial(_map_residuals, step), weights, *args)
+        residuals = jax.tree.unflatten(jax.tree.structure(shapes), kept)
     # A single row times a matrix is no product of matrices: XLA reads the matrix along its rows
     # as it lies, and a transposed one element by element (B = 1, H = 128: 3 against 70 us a step).
     rows = max(math.prod(s.shape[1:-1]) for s in jax.tree.leaves(states))
@@ -172,10 +241,8 @@ def _linearize_gated(
     def accumulate(d_states):
         _, d_drives, d_feedbacks = jax.vmap(bwd)(residuals, d_states)
         (d_weights,) = pull_mix(d_feedbacks)
-        args = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (prevs, drives, feedbacks)
-        )
-        if any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *args)[0])):
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args[:3])
+        if any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *first)[0])):
             _, pull = trees.inexact_vjp(
                 lambda w: over_time(cell, step.pointwise)(w, prevs, drives, feedbacks), weights
             )
@@ -268,6 +335,7 @@ def reverse_stretch(
     controls: Controls,
     d_state: PyTree,
     d_ys: PyTree | None,
+    kept: list[Array] | None = None,
 ) -> tuple[PyTree, PyTree, PyTree, PyTree | None]:
     """Run the explicit reverse pass over a stretch of K steps.
 
@@ -280,13 +348,14 @@ def reverse_stretch(
       controls: of these K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_ys: cotangents of y_1..y_K, or None for none.
+      kept: residuals from `scan_residuals`, or None to compute them again.
 
     Returns:
       (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, the gradients of this
       stretch's part, and what reaches the start of the sequence by resets, None without any.
     """
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
-    linearization = linearize(cell, weights, prevs, states, drives)
+    linearization = linearize(cell, weights, prevs, states, drives, kept)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
     d_state, lambdas, d_start = reverse_scan(linearization, d_state, d_states, controls)
     d_step, d_drives = linearization.accumulate(lambdas)

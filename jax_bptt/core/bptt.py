@@ -15,7 +15,7 @@ ROWS_PER_BLOCK = 512
 """Rows of time x batch at which a product over a block runs at full speed on a CPU."""
 
 
-def bptt(*, block_length: int | None = None) -> Algorithm:
+def bptt(*, block_length: int | None = None, recompute: bool = True) -> Algorithm:
     """Return exact backpropagation through time, computed block by block.
 
     The forward pass scans over blocks of K steps and keeps the states alone. The reverse pass
@@ -30,15 +30,24 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
     Time is O(T B H (I + H)), memory one state per step: [T, B, H] for a simple recurrent network
     or a GRU, twice that for an LSTM, beyond inputs and outputs. Exact.
 
+    With `recompute=False` the forward pass keeps the coefficients of the reverse scan as well. That
+    spares a quarter of all products, and takes as many arrays [T, B, H] more as the cell has
+    coefficients: 6 for an LSTM, 5 for a GRU, none where they are functions of the states, as for
+    `elman`. On a CPU it is worth it for wide layers alone: an LSTM took 0.98 of the time at
+    H = 128, 0.94 at H = 256 and 0.86 at H = 512.
+
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
         such that a block has about 512 rows of time x batch, adjusted to divide T if it can.
+      recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
+        products they need, again; False to keep them from the forward pass.
 
     Returns:
       An `Algorithm` for `unroll`.
 
     Raises:
       ValueError: `block_length` is not a positive integer.
+      TypeError: `recompute` is not a bool.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -52,18 +61,26 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
         block_length is None or (is_integer(block_length) and block_length > 0),
         f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
     )
+    require(
+        isinstance(recompute, bool),
+        f"bptt: recompute must be True or False, got {recompute!r}",
+        TypeError,
+    )
 
     def forward(cell, weights, state, xs, controls):
         def run(carry, _, inputs):
-            return adjoint.scan_states(cell, weights, state, carry, *inputs)
+            if not recompute:
+                return adjoint.scan_residuals(cell, weights, state, carry, *inputs)
+            last_state, states = adjoint.scan_states(cell, weights, state, carry, *inputs)
+            return last_state, (states, None)
 
         inputs = xs, controls
-        last_state, states = _scan_blocks(run, state, None, inputs, _length(cell, xs))
+        last_state, (states, kept) = _scan_blocks(run, state, None, inputs, _length(cell, xs))
         ys = adjoint.over_time(cell, cell.readout)(weights, states)
-        return (last_state, ys), (weights, state, xs, controls, states)
+        return (last_state, ys), (weights, state, xs, controls, states, kept)
 
     def backward(cell, residuals, d_last_state, d_ys):
-        weights, state, xs, controls, states = residuals
+        weights, state, xs, controls, states, kept = residuals
         length = _length(cell, xs)
         firsts = jax.tree.map(
             lambda s, ss: jnp.concatenate([s[None], ss[length - 1 : -1 : length]]), state, states
@@ -71,10 +88,10 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
 
         def run(carry, first, inputs):
             d_state, d_start, d_weights = carry
-            states, xs, controls, d_ys = inputs
+            states, kept, xs, controls, d_ys = inputs
             prevs = adjoint.previous_states(state, first, states, controls)
             d_state, d_block, d_xs, d_reset = adjoint.reverse_stretch(
-                cell, weights, prevs, states, xs, controls, d_state, d_ys
+                cell, weights, prevs, states, xs, controls, d_state, d_ys, kept
             )
             d_start = trees.add(d_start, d_reset)
             return (d_state, d_start, trees.accumulate(d_weights, d_block)), d_xs
@@ -83,7 +100,7 @@ def bptt(*, block_length: int | None = None) -> Algorithm:
         d_weights, d_start = trees.vary_alike(zeros, residuals)
         carry = d_last_state, None if controls.reset is None else d_start, d_weights
         (d_state, d_start, d_weights), d_xs = _scan_blocks(
-            run, carry, firsts, (states, xs, controls, d_ys), length, reverse=True
+            run, carry, firsts, (states, kept, xs, controls, d_ys), length, reverse=True
         )
         if d_start is not None:
             d_state = trees.add(d_state, d_start)

@@ -23,6 +23,12 @@ def test_block_length(block_length):
     check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
 
 
+@pytest.mark.parametrize("recompute", [0, None, "no"])
+def test_recompute(recompute):
+    pieces = "bptt: recompute must be True or False", repr(recompute)
+    check(lambda: jb.bptt(recompute=recompute), TypeError, *pieces)
+
+
 CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before, jb.lstm_peephole, jb.mgu, jb.ugrnn]
 CONSTRUCTORS += [jb.indrnn, jb.slstm, jb.ctrnn, jb.ctrnn_euler]
 
