@@ -43,10 +43,12 @@ def _xs(steps=6, batch=2):
     return np.random.default_rng(1).normal(size=(steps, batch, I))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _ys(cell, params, xs, state=None):
     return jb.unroll(cell, params, xs, state)[1]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _gradients(cell, params, xs):
     """Return the gradients of sum(ys^2) in the parameters and the inputs."""
     return jax.grad(lambda p, x: jnp.sum(_ys(cell, p, x) ** 2), argnums=(0, 1))(params, xs)
