@@ -70,15 +70,15 @@ def from_step(
       ...     return jnp.where(t[..., None] % periods == 0, moved, s), t + 1
       >>> clockwork = jb.from_step(
       ...     tick,
-      ...     init=lambda key: {"w_x": jax.random.normal(key, (3, 6)), "w_s": jnp.ones((6, 6))},
+      ...     init=lambda k: {"w_x": jax.random.normal(k, (3, 6)), "w_s": jnp.full((6, 6), 0.1)},
       ...     initial_state=lambda p, batch: (jnp.zeros((*batch, 6)), jnp.zeros(batch, jnp.int32)),
       ...     input_shape=(3,),
       ...     project=lambda w, x: x @ w["w_x"],
       ...     readout=lambda w, state: state[0],
       ...     prepare=lambda p: p | {"w_s": jnp.where(periods[:, None] >= periods, p["w_s"], 0)},
       ... )
-      >>> ys = jb.unroll(clockwork, clockwork.init(jax.random.key(0)), jnp.ones((8, 3)))[1]
-      >>> (jnp.diff(ys, axis=0) != 0).sum(0)
+      >>> xs, params = jnp.sin(jnp.arange(24.0)).reshape(8, 3), clockwork.init(jax.random.key(0))
+      >>> (jnp.diff(jb.unroll(clockwork, params, xs)[1], axis=0) != 0).sum(0)
       Array([7, 7, 3, 3, 1, 1], dtype=int32)
     """
     functions = dict(step=step, init=init, initial_state=initial_state, prepare=prepare)
