@@ -31,7 +31,7 @@ from jax_bptt.cells.reparametrized import (
     spectral_norm,
     weight_norm,
 )
-from jax_bptt.cells.slstm import SLSTMState, slstm
+from jax_bptt.cells.slstm import SLSTMParams, SLSTMState, slstm
 from jax_bptt.cells.ugrnn import ugrnn
 from jax_bptt.cells.weight_noise import weight_noise
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
@@ -70,6 +70,7 @@ __all__ = [
     "Params",
     "ProjectedLSTMParams",
     "Rotation",
+    "SLSTMParams",
     "SLSTMState",
     "WeightNorm",
     "associative",

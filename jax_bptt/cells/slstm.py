@@ -14,6 +14,22 @@ F_GATE = 1  # of i, f, z, o
 LOG_ZERO = -1e30  # its exponential is zero, and differences of it with any gate are finite
 
 
+class SLSTMParams(NamedTuple):
+    """Parameters of an sLSTM, of a type of their own: those of an LSTM mean something else.
+
+    Attributes:
+      w_x: input to state, [I, 4, H].
+      w_s: state to next state, [H, 4, H].
+      b: bias, [4, H].
+      w_y: state to output, [H, O]; None without a readout.
+    """
+
+    w_x: Array
+    w_s: Array
+    b: Array
+    w_y: Array | None = None
+
+
 class SLSTMState(NamedTuple):
     """State of an sLSTM, [*batch, H] each.
 
@@ -60,8 +76,9 @@ def slstm(
     negative m, so that the first step forgets it whatever its gates, and n_t >= 1 from then on. A
     state of your own with n = 0 needs such an m as well.
 
-    Parameters: `w_x` [I, 4, H], `w_s` [H, 4, H], `b` [4, H], `w_y` [H, O]. Initialisation: per gate
-    Glorot-uniform w_x and orthogonal w_s, zero b except at the forget gate; Glorot-uniform w_y.
+    Parameters: `SLSTMParams`, `w_x` [I, 4, H], `w_s` [H, 4, H], `b` [4, H], `w_y` [H, O].
+    Initialisation: per gate Glorot-uniform w_x and orthogonal w_s, zero b except at the forget
+    gate; Glorot-uniform w_y.
 
     Args:
       input_size: I.
@@ -98,7 +115,7 @@ def slstm(
 
     def init(key):
         params = parts.init_params(key, input_size, 4, hidden_size, output_size, dtype)
-        return params._replace(b=params.b.at[F_GATE].set(float(forget_bias)))
+        return SLSTMParams(*params._replace(b=params.b.at[F_GATE].set(float(forget_bias))))
 
     def initial_state(params, batch_shape):
         zeros = parts.zero_hidden(params, batch_shape)

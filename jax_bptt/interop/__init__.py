@@ -16,8 +16,8 @@ here to there and back changes no number, and from there to here and back no out
 rounding of the 1 that Haiku adds to a forget gate.
 
 What decides a cell's equations but is in no array (an activation, a residual, a clipping bound)
-cannot be checked here; the parameters of `jb.slstm`, of the type of `jb.lstm`, pass for those of an
-LSTM. What the other library cannot represent is refused by name, with a `ValueError`.
+cannot be checked here. What the other library cannot represent is refused by name, with a
+`ValueError`.
 """
 
 from jax_bptt.interop import equinox, flax, haiku, keras, nnx, onnx, torch

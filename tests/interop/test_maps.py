@@ -136,6 +136,7 @@ def test_reachable_from_the_face():
     assert jb.interop.torch.to_params is interop.torch.to_params
 
 
+_SLSTM = jb.slstm(input_size=2, hidden_size=3).init(jax.random.key(0))
 _MGU = draw(jb.mgu(**SIZES))
 _READOUT = _P["lstm"]._replace(w_y=np.ones((H, 2)))
 _TORCH = interop.torch.from_params(_P["lstm"], prefix="rnn.")
@@ -158,6 +159,7 @@ _KERAS = interop.keras.from_params(_P["gru"])
             "Params with 2 gates; it takes",
         ),
         (interop.torch.from_params, {"w_x": 1}, "got a dict"),
+        (interop.torch.from_params, _SLSTM, "got a SLSTMParams with 4 gates"),
         (interop.torch.to_params, _TORCH, r"no 'weight_ih_l0' .* prefix=\['rnn.'\]"),
         (interop.torch.to_params, {"x": 1}, "No key ends in"),
         (interop.torch.to_gradients, _WITHOUT_BIAS, "weight_ih_l0"),
