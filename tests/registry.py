@@ -172,7 +172,7 @@ KINDS = ["lstm_readout", "gru_reset_before", "peephole", "counted", "lru_readout
 
 
 def _slow_unless(quick: bool, *values: str) -> Any:
-    """Leave a row out of the quick run: CI runs it with the slow ones."""
+    """Leave a row out of the quick run; -m slow takes it."""
     return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
 

@@ -27,12 +27,6 @@ def test_autodiff_has_forward_mode(name):
     assert_close(forward, jax.jit(jax.grad(loss))(one), 1e-12)
 
 
-def test_bptt_refuses_forward_mode():
-    p = problem("elman")
-    with pytest.raises(TypeError, match="jvp"):
-        jax.jvp(lambda xs: run("elman", jb.bptt(), p.params, xs, p.state)[1], (p.xs,), (p.xs,))
-
-
 @pytest.mark.parametrize("steps", [0, 1, 7, 100, 511, 512, 513, 1000, 1021, 100_000])
 @pytest.mark.parametrize("batch", [0, 1, 32, 10_000])
 def test_automatic_block_length(steps, batch):
