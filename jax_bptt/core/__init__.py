@@ -1,1 +1,1 @@
-"""The seams, the one `custom_vjp`, the explicit reverse pass and the input checks."""
+"""The seams, the one registered derivative, the explicit reverse pass and the input checks."""

@@ -100,12 +100,13 @@ def select(where: Array, chosen: PyTree, other: PyTree | None = None) -> PyTree:
 
     def leaf(a, b):
         like = a if b is None else b
-        if like is None or (
-            (a is None or b is None) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-        ):
-            return like
-        zero = jnp.zeros_like(like)
-        a, b = (zero if a is None else a), (zero if b is None else b)
+        if like is None:
+            return None
+        if a is None or b is None:
+            if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+                return like
+            zero = jnp.zeros_like(like)
+            a, b = (zero if a is None else a), (zero if b is None else b)
         where_units = where.reshape(where.shape + (1,) * (like.ndim - where.ndim))
         return jnp.where(where_units, jnp.broadcast_to(a, like.shape), b)
 
