@@ -1,0 +1,174 @@
+"""The block-diagonal GPU kernels, interpreted with the race detector on, against a plain scan."""
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+import jax_bptt as jb
+from jax_bptt.kernels import gpu_heads, mosaic
+from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
+
+pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
+
+T, D = 3, 32
+TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 5e-3, jnp.float16: 1e-3}
+CELLS = [jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.ugrnn]
+
+
+class Case(NamedTuple):
+    form: Form
+    state: tuple
+    drives: jax.Array
+    flags: Any
+    step: Any
+    d_last: tuple
+    d_states: tuple
+
+
+def make_case(constructor, dtype, batch, heads, flagged, units=D):
+    cell = jb.multi_head(
+        constructor(input_size=3, hidden_size=heads * units, dtype=dtype), heads=heads
+    )
+    params = cell.init(jax.random.key(0))
+    weights = cell.prepare(params)
+    leaves, structure = jax.tree.flatten(cell.initial_state(params, (batch,)))
+
+    def draws(seed, shape):
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        return tuple(jax.random.normal(key, shape, jnp.float32) for key in keys)
+
+    size = heads * units
+    state = tuple(0.3 * s for s in draws(1, (batch, size)))
+    xs = jax.random.normal(jax.random.key(2), (T, batch, 3), jnp.float32)
+    form = normal_form(cell, weights, jax.tree.unflatten(structure, state), xs)
+    assert isinstance(form, Form), form
+    drive = cell.project(weights, xs)
+    like = jax.tree.map(lambda a: a[0], drive)
+    flags = None
+    if flagged:
+        flags = jax.random.randint(jax.random.key(3), (T, batch), 0, 4, jnp.int32)
+
+    def step(state, drive):
+        state = jax.tree.unflatten(structure, state)
+        return jax.tree.leaves(cell.step(weights, state, split_gates(drive, like, 1)))
+
+    d_states = (*draws(4, (T, batch, size))[:-1], None)
+    return Case(form, state, stack_gates(drive, 2), flags, step, draws(5, (batch, size)), d_states)
+
+
+def scanned(case, state, start, drives):
+    flags = case.flags
+    if flags is None:
+        flags = jnp.zeros(drives.shape[:2], jnp.int32)
+
+    def advance(old, inputs):
+        drive, flag = inputs
+        reset, held = ((flag & bit) != 0 for bit in (1, 2))
+        old = [jnp.where(reset[:, None], a, b) for a, b in zip(start, old, strict=True)]
+        new = case.step(old, drive)
+        new = [jnp.where(held[:, None], a, b) for a, b in zip(old, new, strict=True)]
+        return new, new
+
+    return lax.scan(advance, list(state), (drives, flags))[1]
+
+
+def distance(found, wanted):
+    found, wanted = (a.astype(jnp.float32) for a in (found, wanted))
+    return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
+
+
+def interpreter():
+    return mosaic.plgpu.InterpretGPUParams(detect_races=True)
+
+
+def check(case, tolerance):
+    states, saved = jax.jit(
+        lambda: gpu_heads.forward(
+            case.form, case.state, case.drives, case.flags, save=True, interpret=interpreter()
+        )
+    )()
+    wanted_states = scanned(case, case.state, case.state, case.drives)
+    for found, wanted in zip(states, wanted_states, strict=True):
+        assert distance(found, wanted) <= tolerance
+
+    def loss(state, start, drives):
+        made = scanned(case, state, start, drives)
+        terms = [(s[-1] * d).sum() for s, d in zip(made, case.d_last, strict=True)]
+        pairs = zip(made, case.d_states, strict=True)
+        return sum(terms) + sum((s * d).sum() for s, d in pairs if d is not None)
+
+    d_state, d_start, d_drives = jax.grad(loss, (0, 1, 2))(case.state, case.state, case.drives)
+    made = jax.jit(
+        lambda: gpu_heads.backward(
+            case.form,
+            case.state,
+            states,
+            saved,
+            case.flags,
+            case.d_last,
+            case.d_states,
+            interpret=interpreter(),
+        )
+    )()
+    if case.flags is None:
+        assert made[1] is None
+        found, wanted = made[0], d_state
+    else:
+        found, wanted = (*made[0], *made[1]), (*d_state, *d_start)
+    for a, b in zip(found, wanted, strict=True):
+        assert distance(a, b) <= tolerance
+    for g, e in enumerate(case.form.step.d_drive):
+        assert e is not None
+        assert distance(made[2][e], d_drives[:, :, g]) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("constructor", CELLS)
+def test_equals_scan(constructor, dtype):
+    case = make_case(constructor, dtype, batch=18, heads=1, flagged=dtype == jnp.float32)
+    check(case, TOLERANCE[dtype])
+
+
+def test_two_heads_of_two_warpgroups_in_half_precision():
+    check(make_case(jb.lstm, jnp.float16, 16, 2, True, units=64), TOLERANCE[jnp.float16])
+
+
+def test_missing_barrier_is_caught(monkeypatch, caplog):
+    case = make_case(jb.lstm, jnp.bfloat16, 16, 1, False, units=64)
+    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
+    run = functools.partial(
+        gpu_heads.forward, case.form, case.state, case.drives, None, save=False, interpret=warns
+    )
+    with caplog.at_level(logging.WARNING):
+        jax.block_until_ready(jax.jit(lambda: run())())
+        assert "RACE DETECTED" not in caplog.text
+        monkeypatch.setattr(mosaic, "sync", lambda barrier: None)
+        jax.block_until_ready(jax.jit(lambda: run())())
+    assert "RACE DETECTED" in caplog.text
+
+
+def test_lowers_for_a_gpu():
+    case = make_case(jb.gru, jnp.bfloat16, 16, 1, True)
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    run = jax.jit(
+        lambda drives: gpu_heads.forward(case.form, case.state, drives, case.flags, save=True)
+    )
+    with use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
+        text = run.trace(case.drives).lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
+
+
+def test_says_what_does_not_fit():
+    case = make_case(jb.lstm, jnp.float32, 16, 1, False)
+    form = case.form
+    wide = form._replace(matrix=jnp.zeros((1, 48, 4, 48), jnp.bfloat16))
+    assert "32, 64, 96 or 128 units, not 48" in str(gpu_heads.unsupported(wide))
+    heavy = form._replace(matrix=jnp.zeros((1, 128, 4, 128), jnp.float32))
+    assert "registers" in str(gpu_heads.unsupported(heavy))
+    assert gpu_heads.unsupported(form) is None
