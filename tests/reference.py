@@ -5,6 +5,7 @@ the array namespace `xp` as its first argument: with NumPy it is the reference f
 finite differences), with jax.numpy it is what `jax.grad` differentiates for the gradients.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,8 +22,19 @@ class Reference(NamedTuple):
     prepare: Callable[..., Any] = lambda xp, p: p
 
 
+@functools.cache
+def on(xp, reference):
+    """Return the reference with `xp` filled in.
+
+    On jax.numpy each function is compiled, for speed: what calls it is still a loop in Python.
+    """
+    functions = (functools.partial(function, xp) for function in reference)
+    return Reference(*(map(jax.jit, functions) if xp is jnp else functions))
+
+
 def unroll(xp, reference, params, state, xs, batch_shape):
     """Return (last_state, ys) of T >= 1 steps, over a batch of any shape."""
+    step, readout, prepare = on(xp, reference)
     rows = int(np.prod(batch_shape))
     rank = len(batch_shape)
 
@@ -32,13 +44,13 @@ def unroll(xp, reference, params, state, xs, batch_shape):
     def unflatten(a, leading):
         return a.reshape((*a.shape[:leading], *batch_shape, *a.shape[leading + 1 :]))
 
-    p = reference.prepare(xp, params)
+    p = prepare(params)
     s = jax.tree.map(lambda a: flatten(xp.asarray(a), 0), state)
     xs = jax.tree.map(lambda a: flatten(xp.asarray(a), 1), xs)
     ys = []
     for t in range(jax.tree.leaves(xs)[0].shape[0]):
-        s = reference.step(xp, p, s, jax.tree.map(lambda a, t=t: a[t], xs))
-        ys.append(reference.readout(xp, p, s))
+        s = step(p, s, jax.tree.map(lambda a, t=t: a[t], xs))
+        ys.append(readout(p, s))
     ys = jax.tree.map(lambda *a: unflatten(xp.stack(a), 1), *ys)
     return jax.tree.map(lambda a: unflatten(a, 0), s), ys
 
@@ -52,38 +64,54 @@ class Options(NamedTuple):
     reverse: bool = False
 
 
-def unroll_rows(xp, reference, params, state, xs, options):
-    """Return (last_state, ys) of every row of a batch [rows], each run alone in a Python loop."""
-    p = reference.prepare(xp, params)
-    steps, rows = options.mask.shape
+@jax.jit
+def _cut(state, xs):
+    """Return the states of all rows, a batch of one each, and [row][t] the inputs of each step."""
+    steps, rows = jax.tree.leaves(xs)[0].shape[:2]
 
     def pick(tree, *index):
-        return jax.tree.map(lambda a: xp.asarray(a)[index][None], tree)
+        return jax.tree.map(lambda a: a[index][None], tree)
 
-    def run(row):
-        start = s = pick(state, row)
-        ys = {}
+    states = [pick(state, row) for row in range(rows)]
+    return states, [[pick(xs, t, row) for t in range(steps)] for row in range(rows)]
+
+
+@jax.jit
+def _join(states, ys):
+    """Return the last states of all rows as one batch, and `ys` [row][t] as arrays [T, rows]."""
+    rows = [jax.tree.map(lambda *y: jnp.stack(y), *row) for row in ys]
+    return (
+        jax.tree.map(lambda *s: jnp.concatenate(s), *states),
+        jax.tree.map(lambda *y: jnp.concatenate(y, 1), *rows),
+    )
+
+
+def unroll_rows(reference, params, state, xs, options):
+    """Return (last_state, ys) of every row of a batch [rows], each run alone in a Python loop."""
+    step, readout, prepare = on(jnp, reference)
+    p = prepare(params)
+    steps = options.mask.shape[0]
+
+    def run(row, start, xs):
+        s, ys = start, {}
         valid = range(options.lengths[row])
         for t in reversed(valid) if options.reverse else valid:
             s = start if options.resets[t, row] else s
-            s = reference.step(xp, p, s, pick(xs, t, row)) if options.mask[t, row] else s
-            ys[t] = reference.readout(xp, p, s)
-        zero = jax.tree.map(lambda y: y * 0, reference.readout(xp, p, start))
-        ys = [ys.get(t, zero) for t in range(steps)]
-        return s, jax.tree.map(lambda *y: xp.stack(y), *ys)
+            s = step(p, s, xs[t]) if options.mask[t, row] else s
+            ys[t] = readout(p, s)
+        zero = jax.tree.map(lambda y: y * 0, readout(p, start))
+        return s, [ys.get(t, zero) for t in range(steps)]
 
-    last_states, ys = zip(*map(run, range(rows)), strict=True)
-    return (
-        jax.tree.map(lambda *s: xp.concatenate(s), *last_states),
-        jax.tree.map(lambda *y: xp.concatenate(y, 1), *ys),
-    )
+    starts, xs = _cut(state, xs)
+    runs = [run(row, *each) for row, each in enumerate(zip(starts, xs, strict=True))]
+    return _join(*zip(*runs, strict=True))
 
 
 def row_gradients(reference, params, state, xs, options, cotangents):
     """Return (outputs, dL/d(params, xs, state)) by `jax.grad` of the rows' Python loops."""
 
     def loss(params, xs, state):
-        outputs = unroll_rows(jnp, reference, params, state, xs, options)
+        outputs = unroll_rows(reference, params, state, xs, options)
         return pair(jnp, cotangents, outputs), outputs
 
     with jax.numpy_dtype_promotion("standard"):

@@ -171,7 +171,7 @@ ALGORITHMS = {
 KINDS = ["lstm_readout", "gru_reset_before", "peephole", "counted", "lru_readout"]
 
 
-def _slow_unless(quick: bool, *values: str) -> Any:
+def slow_unless(quick: bool, *values: Any) -> Any:
     """Leave a row out of the quick run; -m slow takes it."""
     return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
@@ -181,12 +181,20 @@ each_kind = pytest.mark.parametrize("name", KINDS)
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 # Every row there is, of which the quick run takes the kinds, and any cell in blocks of three steps.
 each_cell_in_time = pytest.mark.parametrize(
-    "name", [_slow_unless(name in KINDS, name) for name in CELLS]
+    "name", [slow_unless(name in KINDS, name) for name in CELLS]
+)
+each_kind_in_time = pytest.mark.parametrize(
+    "name, algorithm",
+    [
+        slow_unless(name in KINDS and algorithm in ("bptt", "bptt_3"), name, algorithm)
+        for name in CELLS
+        for algorithm in ALGORITHMS
+    ],
 )
 each_cell_and_algorithm = pytest.mark.parametrize(
     "name, algorithm",
     [
-        _slow_unless(name in KINDS or algorithm == "bptt_3", name, algorithm)
+        slow_unless(name in KINDS or algorithm == "bptt_3", name, algorithm)
         for name in CELLS
         for algorithm in ALGORITHMS
     ],

@@ -64,6 +64,7 @@ def test_no_steps(name):
     assert_close(parallel(name)(p), compiled(name, "bptt")(p), 0)
 
 
+@pytest.mark.slow
 @each_diagonal
 @pytest.mark.parametrize("kept", [{0}, {1}])
 def test_a_loss_on_the_last_state_or_on_the_outputs_alone(name, kept):
@@ -176,6 +177,7 @@ def test_vmap_over_params(name):
     assert_close(got, jax.tree.map(lambda a, b: np.stack([a, b]), *each), EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lru_readout", "min_lstm"])
 def test_second_derivatives_and_forward_mode(name):
     p = problem(name)

@@ -139,6 +139,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_indrnn_is_a_simple_network_with_a_diagonal_matrix(name):
     activation, naive = ACTIVATIONS[name]

@@ -53,6 +53,7 @@ def test_lru_keeps_white_noise_at_its_size():
     assert 0.9 < np.mean(np.abs(last_state) ** 2) < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_lru_is_finite_on_the_whole_disc(dtype):
     cell = jb.lru(input_size=1, hidden_size=5000, dtype=dtype)

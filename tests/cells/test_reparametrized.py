@@ -10,7 +10,7 @@ import pytest
 import jax_bptt
 from jax_bptt.testing import check_gated_step
 from tests.core.messages import check
-from tests.registry import assert_close
+from tests.registry import assert_close, slow_unless
 
 jb: Any = jax_bptt  # some calls are wrong on purpose
 T, B, I, H = 5, 4, 2, 5  # noqa: E741 - the axis letters of the package
@@ -107,6 +107,7 @@ def test_the_step_is_the_inner_cells(name):
     assert_close(jb.unroll(cell, params, xs), jb.unroll(LSTM, inner, xs), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_narrow_types(name, dtype):
@@ -121,7 +122,7 @@ def test_narrow_types(name, dtype):
 
 
 @pytest.mark.parametrize("constructor", [jb.elman, jb.lstm, jb.gru])
-@pytest.mark.parametrize("heads", [1, 2, 3])
+@pytest.mark.parametrize("heads", [slow_unless(heads == 2, heads) for heads in (1, 2, 3)])
 def test_a_head_is_a_cell_of_its_own(constructor, heads):
     """The units of one head see no other head: alone, with its part of everything, it is it."""
     units = 2
@@ -152,6 +153,7 @@ def test_heads_keep_the_gated_step_and_its_pair(constructor):
         np.testing.assert_allclose(w.T @ w, np.eye(2), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_wrappers_in_one_another():
     cell = jb.embedding(jb.learned_state(jb.low_rank(LSTM, rank=2)), vocabulary_size=7)
     params = cell.init(jax.random.key(0))

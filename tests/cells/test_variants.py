@@ -124,6 +124,7 @@ def test_a_kernel_of_one_pixel_is_an_lstm_in_every_pixel():
     assert_close(jb.unroll(cell, params, xs), jb.unroll(plain, by_pixel, xs), 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_shape", [(3, 3), (2, 4), (1, 5)])
 def test_convolutions_of_odd_and_even_kernels(kernel_shape):
     cell = jb.conv_lstm(**SIZES, image_shape=(4, 3), kernel_shape=kernel_shape)
@@ -163,6 +164,7 @@ NARROW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_half_precision_weights_are_carried_in_single(name):
     cell = NARROW[name](**SIZES, output_size=O, dtype=jnp.bfloat16)

@@ -14,6 +14,7 @@ from tests import reference
 from tests.registry import (
     BATCH,
     CELLS,
+    KINDS,
     assert_close,
     compiled,
     each_cell_and_algorithm,
@@ -23,6 +24,7 @@ from tests.registry import (
     gradient,
     problem,
     run,
+    slow_unless,
 )
 
 EXACT = 1e-12
@@ -166,7 +168,8 @@ def test_batch_shapes_and_short_sequences(name, batch_shape, steps):
 
 
 @pytest.mark.parametrize(
-    "name, algorithm", [*((name, "bptt") for name in CELLS), ("lstm", "autodiff")]
+    "name, algorithm",
+    [*(slow_unless(name in KINDS, name, "bptt") for name in CELLS), ("lstm", "autodiff")],
 )
 def test_no_steps(name, algorithm):
     p = problem(name, BATCH, 0)
@@ -196,6 +199,7 @@ def test_any_shape_and_block_length(name, batch_shape, steps, block_length):
     assert_close(_blocked(name, block_length)(p), expected(name, batch_shape, steps), EXACT)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 100))
 def test_any_block_length_beyond_the_sequence_is_one_block(extra):
     p = problem("elman")

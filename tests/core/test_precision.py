@@ -10,13 +10,15 @@ import pytest
 import jax_bptt as jb
 from tests.core.jaxprs import equations
 from tests.reference import is_inexact, pair
-from tests.registry import CELLS, assert_close, each_cell, expected, problem
+from tests.registry import CELLS, assert_close, each_cell, expected, problem, slow_unless
 
 EPS = {dtype: float(jnp.finfo(dtype).eps) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)}
 OWN = ["elman_readout", "lstm_readout", "gru_readout", "gru_reset_before", "embedding"]
 OWN += ["lstm_peephole", "mgu", "ugrnn", "indrnn", "slstm", "ctrnn"]
 LIBRARY = {name: CELLS[name].cell for name in OWN}
-each_own = pytest.mark.parametrize("name", OWN)
+each_own = pytest.mark.parametrize(
+    "name", [slow_unless(name in ("lstm_readout", "gru_readout"), name) for name in OWN]
+)
 
 
 def _cast(tree, dtype):

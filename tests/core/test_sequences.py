@@ -17,8 +17,8 @@ from tests.registry import (
     CELLS,
     STEPS,
     assert_close,
-    each_cell_and_algorithm,
     each_kind,
+    each_kind_in_time,
     problem,
     without_int,
 )
@@ -95,7 +95,7 @@ def expected(name, option, reverse):
     return outputs, without_int(gradients)
 
 
-@each_cell_and_algorithm
+@each_kind_in_time
 def test_every_option(name, algorithm):
     p = problem(name)
     # Each direction with two of the four algorithms: a direction is one more compilation.

@@ -31,7 +31,7 @@ SPECIAL = [
 ]
 each_problem = pytest.mark.parametrize(
     "name, case",
-    [(name, GENERAL) for name in registry.CELLS]
+    [registry.slow_unless(name in registry.KINDS, name, GENERAL) for name in registry.CELLS]
     + [(name, case) for name in [*registry.KINDS, "weight_norm"] for case in SPECIAL],
     ids=str,
 )

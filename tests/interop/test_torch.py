@@ -9,7 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt import interop
-from tests.registry import assert_close
+from tests.registry import assert_close, slow_unless
 
 torch = pytest.importorskip("torch")
 
@@ -86,7 +86,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind, layers, directions, lengths", CASES)
+@pytest.mark.parametrize(
+    "kind, layers, directions, lengths",
+    [slow_unless(case[1] == 2 or case[0] == "lstm", *case) for case in CASES],
+)
 def test_outputs_and_gradients(kind, layers, directions, lengths):
     stack, module = _modules(kind, layers, directions)
     outputs = KINDS[kind][2]

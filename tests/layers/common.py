@@ -53,7 +53,7 @@ def rows(naive: Reference, params, xs, state, option: str, reverse: bool = False
         resets = np.concatenate([resets[1:], NEVER[:1]])
     options = Options(lengths, resets, mask, reverse)
     with jax.numpy_dtype_promotion("standard"):
-        return reference.unroll_rows(jnp, naive, params, state, xs, options)
+        return reference.unroll_rows(naive, params, state, xs, options)
 
 
 def read(option: str) -> np.ndarray:

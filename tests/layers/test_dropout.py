@@ -30,6 +30,7 @@ from tests.layers.common import (
 )
 from tests.layers.test_layers import naive_layer, refused
 from tests.reference import Reference
+from tests.registry import slow_unless
 
 jb: Any = jax_bptt  # some calls are wrong on purpose
 KEEP = 1 - RATE
@@ -84,6 +85,7 @@ def test_recurrent_dropout(name, reverse):
     check(layer, naive_dropped(name, recurrent_mask(), reverse), key=key())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", DROPPED)
 def test_recurrent_dropout_per_step(name, reverse):
@@ -176,14 +178,14 @@ def zoneout_masks(name, make):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ZONED)
+@pytest.mark.parametrize("name", [slow_unless(n in ("lstm", "diagonal"), n) for n in ZONED])
 def test_zoneout(name, reverse):
     layer = jb.zoneout(ZONED[name][0], rate=RATE, reverse=reverse)
     masks = zoneout_masks(name, lambda like: draw(key(), RATE, like, (T,)))
     check(layer, naive_zoned(name, masks, reverse), key=key())
 
 
-@pytest.mark.parametrize("name", ZONED)
+@pytest.mark.parametrize("name", [slow_unless(n in ("lstm", "diagonal"), n) for n in ZONED])
 def test_zoneout_in_evaluation_is_the_expectation(name):
     masks = zoneout_masks(
         name, lambda like: jax.tree.map(lambda a: np.full((T, *a.shape), RATE), like)
@@ -212,6 +214,7 @@ def test_the_kind_of_the_step_is_kept():
 BETWEEN = {"dropout": (jb.dropout, (T,)), "variational_dropout": (jb.variational_dropout, ())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BETWEEN)
 def test_dropout_between_layers(name):
     make, leading = BETWEEN[name]
@@ -277,6 +280,7 @@ def test_without_a_key_dropout_is_the_identity(name):
     np.testing.assert_array_equal(layer.apply(params, xs, state)[1], want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recurrent_dropout", "recurrent_dropout_per_step", "zoneout"])
 def test_forward_mode_agrees_with_reverse_mode(name):
     layer = RANDOM[name]
@@ -343,6 +347,7 @@ def test_integers_pass_through_dropout():
         assert np.any(ys["v"] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_dtype_is_kept(dtype):
     xs = np.ones((T, B, I), dtype)

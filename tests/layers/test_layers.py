@@ -121,6 +121,7 @@ def test_windows_continue_where_the_last_ended():
     assert_close((end, jnp.concatenate([early, late])), (last_state, ys), 1e-14)
 
 
+@pytest.mark.slow
 def test_vmap_over_params_and_keys():
     deep = jb.stack(jb.recurrent_dropout(ELMAN, rate=0.3), jb.zoneout(ELMAN, rate=0.3))
     several = jax.vmap(deep.init)(jax.random.split(jax.random.key(0), 2))

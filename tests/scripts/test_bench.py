@@ -102,6 +102,7 @@ def test_sequence_options(bench, tmp_path):
     assert row["competitors"][0]["against_none"] == 1
 
 
+@pytest.mark.slow
 def test_memory_and_compile(bench, tmp_path):
     status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "4096,4,3,8")
     assert status == 0
@@ -117,6 +118,7 @@ def test_memory_and_compile(bench, tmp_path):
     assert timed(report["rows"][1])["plain scan"]["against_plain"] == 1
 
 
+@pytest.mark.slow
 def test_accuracy_in_both_precisions(bench, tmp_path):
     status, report = run(bench, tmp_path, "accuracy", "--cells", "gru,lstm")
     assert status == 0 and report["agrees"]
@@ -128,6 +130,7 @@ def test_accuracy_in_both_precisions(bench, tmp_path):
         assert {"w_x", "w_s", "b", "xs", "state"} <= set(row["errors"])
 
 
+@pytest.mark.slow
 def test_scaling_fits_slopes(bench, tmp_path):
     plot = tmp_path / "plot.png"
     argv = ["--cells", "elman", "--rounds", "1", "--plot", str(plot)]

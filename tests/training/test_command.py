@@ -63,11 +63,16 @@ def test_chars_checks_trains_measures_samples_and_writes_its_files(essay, tmp_pa
     "argv, baseline",
     [
         (["adding", "--length", "6", "--seconds", "0.2"], "0.1667 mean squared error"),
-        (
+        pytest.param(
             ["copy", "--delay", "3", "--symbols", "2", "--precision", "bfloat16", "--check"],
             "0.5941 cross-entropy",
+            marks=pytest.mark.slow,
         ),
-        (["digits", "--cell", "elman", "--algorithm", "autodiff"], "0.1170 accuracy"),
+        pytest.param(
+            ["digits", "--cell", "elman", "--algorithm", "autodiff"],
+            "0.1170 accuracy",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tasks_report_their_result_beside_the_baseline(argv, baseline, capsys):
