@@ -3,6 +3,7 @@
 from jax_bptt import interop as interop
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
+from jax_bptt.algorithms.fused import explain, fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
 from jax_bptt.cells.conv_lstm import conv_lstm
 from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler
@@ -87,7 +88,9 @@ __all__ = [
     "dropout",
     "elman",
     "embedding",
+    "explain",
     "from_step",
+    "fused",
     "gpu_compiler_options",
     "gru",
     "gru_reset_before",

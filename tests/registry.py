@@ -163,6 +163,7 @@ ALGORITHMS = {
     "bptt_3": jb.bptt(block_length=3),
     "bptt_kept": jb.bptt(block_length=3, recompute=False),
     "autodiff": jb.autodiff(),
+    "fused": jb.fused(),
 }
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written
@@ -194,7 +195,9 @@ each_kind_in_time = pytest.mark.parametrize(
 each_cell_and_algorithm = pytest.mark.parametrize(
     "name, algorithm",
     [
-        slow_unless(name in KINDS or algorithm == "bptt_3", name, algorithm)
+        slow_unless(
+            algorithm == "bptt_3" or name in KINDS and algorithm != "fused", name, algorithm
+        )
         for name in CELLS
         for algorithm in ALGORITHMS
     ],

@@ -199,7 +199,11 @@ def test_the_script_prints_the_lecture(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "options, states",
-    [("--steps 8", 8), ("--cell gru --steps 40", 30), ("--cell lstm", 3)],
+    [
+        ("--steps 8", 8),
+        pytest.param("--cell gru --steps 40", 30, marks=pytest.mark.slow),
+        ("--cell lstm", 3),
+    ],
 )
 def test_the_script_prints_a_table_of_norms(options, states, capsys, tmp_path):
     assert lecture.main([*options.split(), "--plot", str(tmp_path / "terms.svg")]) == 0

@@ -26,7 +26,7 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
       heads: a divisor of H.
 
     Returns:
-      A `Cell` with a `GatedStep`, and with the pair of `cell` if it has one.
+      A `Cell` with a `GatedStep` of that many `heads`, and with the pair of `cell` if it has one.
 
     Raises:
       TypeError: `cell` is no cell, its params have no `w_s` of that kind, its step is no
@@ -83,7 +83,8 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
         return cell.initial_state(params._replace(w_s=whole), batch_shape)
 
     mix = _by_head(cell, cell.step, size, heads)
-    return cell._replace(init=init, initial_state=initial_state, step=cell.step._replace(mix=mix))
+    step = cell.step._replace(mix=mix, heads=heads)
+    return cell._replace(init=init, initial_state=initial_state, step=step)
 
 
 def _by_head(cell: Cell, step: GatedStep, size: int, heads: int):

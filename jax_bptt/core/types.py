@@ -82,12 +82,16 @@ class GatedStep(NamedTuple):
         Jacobian `pointwise_bwd` needs; `new_state` is what `pointwise` made of the rest.
       pointwise_bwd: `(residuals, d_state) -> (d_state_prev, d_drive, d_feedback)`; d_state_prev
         is the direct dependence alone, without the path through `mix`.
+      heads: N where the units are N groups of H / N in a row and `mix` crosses none of them, the
+        feedback of a group depending on its own units alone. What knows of it skips the zeros
+        between the groups; nothing else comes of it.
     """
 
     mix: Callable[..., PyTree]
     pointwise: Callable[..., PyTree]
     pointwise_fwd: Callable[..., PyTree] | None = None
     pointwise_bwd: Callable[..., PyTree] | None = None
+    heads: int = 1
 
     def __call__(self, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
         """Advance the state by one step."""

@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from jax_bptt.kernels import gpu_heads_parts as parts
 from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS
 
 
@@ -126,8 +126,8 @@ def forward(
     if flags is not None:
         # A step's word says whether it is held and whether the one after it starts again: what
         # enters a step is exposed by the step before.
-        following = jnp.pad(flags[1:] & parts.RESET, ((0, 1), (0, 0)))
-        words = parts.flag_words((flags & parts.HELD) | following, plan)
+        following = jnp.pad(flags[1:] & RESET, ((0, 1), (0, 0)))
+        words = parts.flag_words((flags & HELD) | following, plan)
     flat = drives.reshape(*drives.shape[:2], -1)
     inputs = (
         parts.matrix_pieces(jnp.transpose(form.matrix, (0, 2, 3, 1)), plan.dtype),

@@ -9,14 +9,11 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 
 DEPTH = 4
 """Steps that are fetched ahead: at half a microsecond each, more than the latency of the memory."""
-
-RESET, HELD = 1, 2
-"""Bits of a flag: the step starts from the start of the sequence; the state stays as it is."""
 
 
 class Plan(NamedTuple):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import Literal
 
 from jax_bptt.core.types import PyTree
@@ -149,7 +150,7 @@ def build(graph: Graph, operation: str, arguments: tuple[int, ...], value: Any =
     known = [_constant_value(graph, a) for a in arguments]
     a, b = (*arguments, -1, -1)[:2]
     if operation == "affine":
-        return _affine(graph, *value, a)
+        return _affine(graph, value[0], value[1], a)
     if operation in ("add", "mul", "sub") and known[0] is not None:
         scale, offset = {"add": (1, known[0]), "mul": (known[0], 0), "sub": (-1, known[0])}[
             operation
@@ -215,17 +216,17 @@ def _element(graph: Graph, primitive: str, params: dict, arguments: tuple[int, .
         case "add_any":
             return build(graph, "add", arguments)
         case "neg":
-            return _affine(graph, -1, 0, *arguments)
+            return _affine(graph, -1, 0, arguments[0])
         case "div":
-            return _divide(graph, *arguments)
+            return _divide(graph, arguments[0], arguments[1])
         case "square":
-            return _power(graph, *arguments, 2)
+            return _power(graph, arguments[0], 2)
         case "one_minus_square":
             # As a product, since the square of what is nearly one has lost the difference.
             (x,) = arguments
             return build(graph, "mul", (_affine(graph, -1, 1, x), _affine(graph, 1, 1, x)))
         case "integer_pow":
-            return _power(graph, *arguments, params["y"])
+            return _power(graph, arguments[0], params["y"])
         case "erfc":
             return _affine(graph, -1, 1, build(graph, "erf", arguments))
         case "clamp":
@@ -268,8 +269,12 @@ def _reduced(graph: Graph, eqn: Any, x: np.ndarray) -> np.ndarray:
     shape = eqn.outvars[0].aval.shape
     rows = np.moveaxis(x, eqn.params["axes"], range(len(eqn.params["axes"])))
     columns = rows.reshape(-1, int(np.prod(shape, dtype=int))).T.tolist()
-    join = functools.partial(functools.reduce, lambda a, b: build(graph, operation, (a, b)))
-    return np.asarray([join(column) for column in columns], np.int32).reshape(shape)
+
+    def join(a: int, b: int) -> int:
+        return build(graph, operation, (a, b))
+
+    made = [functools.reduce(join, column) for column in columns]
+    return np.asarray(made, np.int32).reshape(shape)
 
 
 def _values(graph: Graph, numbers: np.ndarray, dtype: Any) -> np.ndarray | None:
@@ -289,7 +294,7 @@ def _bind(eqn: Any, arguments: list[Any]) -> list[np.ndarray]:
 
 
 def _constants(graph: Graph, values: Any) -> np.ndarray:
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         raise Unsupported("it closes over a value that is being traced")
     values = np.asarray(values)
     made = [constant(graph, v) for v in values.ravel().tolist()]
@@ -373,7 +378,7 @@ def with_logistic(graph: Graph, wanted: list[int]) -> tuple[Graph, list[int]]:
     for old, node in enumerate(nodes(graph)):
         arguments = tuple(numbers[a] for a in node.arguments)
         if old in gates and node.operation == "tanh":
-            gate = build(made, "logistic", (_affine(made, 2, 0, *arguments),))
+            gate = build(made, "logistic", (_affine(made, 2, 0, arguments[0]),))
             numbers.append(_affine(made, 2, -1, gate))
         elif node.arguments:
             numbers.append(build(made, node.operation, arguments, node.value))

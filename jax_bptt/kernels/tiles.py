@@ -140,14 +140,15 @@ def tiled_step(step: GatedStep, weights: PyTree, state: PyTree, drive: PyTree) -
     if not leaves or any(s.shape != leaves[0].shape or s.ndim != 1 for s in leaves):
         return f"the leaves of the state are not [H] each: {[s.shape for s in leaves]}"
     size = leaves[0].shape[0]
-    feedback = jax.eval_shape(step.mix, *_shapes((weights, state)))
-    read = trees.used_leaves(step.pointwise, *_shapes((weights, state, drive, feedback)))[0]
-    for leaf in jax.tree.leaves((drive, feedback)) + _chosen(weights, read):
+    weights, state, drive = _shapes((weights, state, drive))
+    feedback = jax.eval_shape(step.mix, weights, state)
+    read = reads_weights(step, weights, state, drive)
+    for leaf in [*jax.tree.leaves((drive, feedback)), *_chosen(weights, read)]:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return f"the step has a value of {leaf.dtype}"
         if leaf.ndim == 0 or leaf.shape[-1] != size:
             return f"pointwise reads an array {leaf.shape} whose last axis is not that of the units"
-    one = jax.tree.map(lambda w, r: _one_unit(w) if r else _shape(w), weights, read)
+    one = jax.tree.map(lambda w, r: _one_unit(w) if r else w, weights, read)
     unit = jax.tree.map(_one_unit, (state, drive, feedback))
 
     def both(weights, state, drive, feedback, d_state):
@@ -165,12 +166,14 @@ def tiled_step(step: GatedStep, weights: PyTree, state: PyTree, drive: PyTree) -
     return _assemble(graph, inputs, outputs)
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def reads_weights(step: GatedStep, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
+    """Return, in the structure of `weights`, which of them `pointwise` reads."""
+    feedback = jax.eval_shape(step.mix, weights, state)
+    return trees.used_leaves(step.pointwise, weights, state, drive, feedback)[0]
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(_shape, tree)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
 def _one_unit(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -200,7 +203,9 @@ def _assemble(graph: Graph, inputs: PyTree, outputs: PyTree) -> TiledStep | str:
     on_d = _depending(every, d_states)
     results = _ancestors(every, (*d_prevs, *emitted))
     frontier = {a for k in results & on_d for a in every[k].arguments if a not in on_d}
-    price = {k: len(every) for k, node in enumerate(every) if node.operation in LOGICAL}
+    price: dict[Any, int] = {
+        k: len(every) for k, node in enumerate(every) if node.operation in LOGICAL
+    }
     price |= {k: 1 for k in (*prevs, *news)}
     again = {k for k, node in enumerate(every) if node.operation in COSTLY} - on_d
     sources = again | set(prevs + drives + feedbacks)
@@ -290,7 +295,7 @@ def _depending(every: Sequence[Node], numbers: Iterable[int]) -> set[int]:
 
 
 def _minimum_cut(
-    every: Sequence[Node], sources: set[int], sinks: set[int], price: dict[int, int]
+    every: Sequence[Node], sources: set[int], sinks: set[int], price: dict[Any, int]
 ) -> set[int]:
     """Return the cheapest nodes through which all paths from `sources` to `sinks` lead.
 
@@ -300,7 +305,7 @@ def _minimum_cut(
     # Every node is an edge from (k, 0) to (k, 1), as wide as its price; the others are of any
     # width. A path that still has room carries one more unit of flow, back along flow if need be.
     relevant = _ancestors(every, sinks) & _depending(every, sources)
-    flow: dict[tuple, int] = {}
+    flow: dict[Any, int] = {}
     forth: dict[Any, set] = {"source": {(k, 0) for k in sources & relevant}}
     for k in relevant:
         forth.setdefault((k, 0), set()).add((k, 1))
@@ -313,7 +318,7 @@ def _minimum_cut(
         for b in ends:
             back.setdefault(b, set()).add(a)
 
-    def has_room(a, b):
+    def has_room(a: Any, b: Any) -> bool:
         if b not in forth.get(a, ()):
             return flow.get((b, a), 0) > 0
         inside = a != "source" and b != "sink" and a[0] == b[0]
@@ -321,7 +326,8 @@ def _minimum_cut(
 
     def reaching_sink():
         """Return, for what can still reach the sink, the next stop on the way."""
-        onward, todo = {"sink": None}, ["sink"]
+        onward: dict[Any, Any] = {"sink": None}
+        todo: list[Any] = ["sink"]
         for b in todo:
             for a in back.get(b, set()) | forth.get(b, set()):
                 if a not in onward and has_room(a, b):
@@ -330,7 +336,7 @@ def _minimum_cut(
         return onward
 
     while "source" in (onward := reaching_sink()):
-        a = "source"
+        a: Any = "source"
         while a != "sink":
             b = onward[a]
             if flow.get((b, a), 0) > 0:

@@ -219,6 +219,7 @@ def test_slstm_with_exponential_gates_has_the_gradient_of_the_naive_loop():
     assert_close(got, want, 1e-12)
 
 
+@pytest.mark.slow
 def test_the_stabiliser_of_slstm_cancels():
     """The same c e^m and n e^m under another m: the same outputs, and no gradient but in c, n."""
     cell = jb.slstm(**SIZES)

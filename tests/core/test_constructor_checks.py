@@ -9,6 +9,7 @@ import pytest
 
 import jax_bptt
 from tests.core.messages import check, params
+from tests.registry import slow_unless
 
 jb: Any = jax_bptt  # the types are broken here on purpose
 T, B, I, H, V = 8, 2, 3, 4, 5  # noqa: E741 - the axis letters of the package
@@ -48,7 +49,9 @@ def test_dtypes(constructor, dtype):
     check(lambda: constructor(**SIZES, dtype=dtype), TypeError, *pieces)
 
 
-@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@pytest.mark.parametrize(
+    "constructor", [slow_unless(c in (jb.lstm, jb.gru), c) for c in CONSTRUCTORS]
+)
 def test_numpy_integers_are_sizes(constructor):
     sizes = dict(input_size=np.int64(I), hidden_size=np.int32(H), output_size=np.int64(2))
     cell = jb.embedding(constructor(**sizes, dtype=jnp.float32), vocabulary_size=np.int64(V))

@@ -19,6 +19,7 @@ def script():
     sys.path.remove(str(SCRIPTS))
 
 
+@pytest.mark.slow
 def test_smoke_prints_a_line_per_cell(script, capsys):
     with jax.enable_x64(False):
         assert script.main(["--smoke"]) == 0

@@ -34,6 +34,7 @@ def rows(text):
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
 
 
+@pytest.mark.slow
 def test_smoke(script, capsys):
     status, text = run(script, capsys, "--smoke", "--libraries", "jax_bptt,haiku,torch")
     assert status == 0, text

@@ -121,6 +121,7 @@ def test_the_check_measures_errors_by_the_largest_entry():
     assert errors == {"['a']": 0, "['b']": 0}
 
 
+@pytest.mark.slow
 def test_bits_per_character_matches_one_pass_over_the_text():
     model = tokens_model(None)
     params = model.init(jax.random.key(0))
