@@ -1,4 +1,8 @@
-"""Keras on its JAX backend: `LSTM`, `GRU` and `SimpleRNN` through `stateless_call`."""
+"""Keras on its JAX backend: `LSTM`, `GRU` and `SimpleRNN` through `stateless_call`.
+
+A layer is asked for float64, and computes in it but for one function: `keras.ops.tanh` of a float64
+array is float32 (3.15), whatever `keras.config.set_floatx` says. Differences of 1e-7 are its doing.
+"""
 
 # The rivals are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
