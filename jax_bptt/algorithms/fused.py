@@ -38,7 +38,7 @@ def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
     - the step is a `GatedStep` of real floating state [*batch, H] whose product reads one leaf of
       it, with up to 4 gates;
     - the matrix is one of heads of 32, 64, 96 or 128 units (see `multi_head`; a dense one is one
-      head), and fits into the registers: up to 128 units for an LSTM in bfloat16, 64 in float32;
+      head), and fits into the registers: up to 128 units in bfloat16, 64 in float32;
     - states are float32 and T is not 0.
 
     Elsewhere `bptt()` runs, with the same result. Derivatives in forward mode and of higher order

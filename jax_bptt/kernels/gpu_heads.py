@@ -31,6 +31,9 @@ from jax_bptt.kernels import mosaic
 from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS
 
+REST = 32
+"""Registers of a thread for all that is neither matrix nor operand, at the least."""
+
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
@@ -44,8 +47,13 @@ def unsupported(form: Form) -> str | None:
         return f"the GPU kernel takes heads of 32, 64, 96 or 128 units, not {size}"
     if gates > 4:
         return f"the GPU kernel takes up to 4 gates, not {gates}"
-    # Registers of a thread that the matrix takes; 128 threads hold 32 columns of each gate.
-    if gates * size * mosaic.piece_count(dtype) > 1024:
+    # 4 D threads share 65536 registers. One holds, two values a register, 1/128 of 32 columns of
+    # each gate's matrix and the whole of a row of the operand, in pieces; what is left over here
+    # suffices for the rest, as compiled for an H200: nothing is spilled but, with flags, up to 44
+    # bytes by an LSTM of 128 units.
+    pieces = mosaic.piece_count(dtype)
+    held = gates * size * pieces // 8 + size * pieces // 4
+    if held > min(255, 65536 // (4 * size)) - REST:
         return (
             f"{gates} matrices [{size}, {size}] of {dtype} do not fit into the registers of a GPU"
         )

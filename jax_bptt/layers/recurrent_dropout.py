@@ -167,7 +167,7 @@ def _masked_state(cell: Cell, step: GatedStep, rate: float, mixed: PyTree) -> Ce
     def pointwise(weights, state, drive, feedback):
         return state._replace(value=step.pointwise(weights, state.value, drive, feedback))
 
-    masked = GatedStep(mix, pointwise)
+    masked = GatedStep(mix, pointwise, heads=step.heads)
     if step.pointwise_fwd is not None and step.pointwise_bwd is not None:
         fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
 

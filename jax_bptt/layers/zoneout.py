@@ -107,7 +107,7 @@ def _gated(step: GatedStep, masks: Callable[[PyTree], PyTree]) -> GatedStep:
         moved = step.pointwise(weights, state, drive.value, feedback)
         return _blend(masks(drive.mask), state, moved)
 
-    zoned = GatedStep(step.mix, pointwise)
+    zoned = GatedStep(step.mix, pointwise, heads=step.heads)
     if step.pointwise_fwd is None or step.pointwise_bwd is None:
         return zoned
     fwd, bwd = step.pointwise_fwd, step.pointwise_bwd
