@@ -146,7 +146,7 @@ def test_heads_keep_the_gated_step_and_its_pair(constructor):
     wrapped = jb.multi_head(cell, heads=3)
     inner: Any = cell.step
     outer: Any = wrapped.step
-    assert outer == inner._replace(mix=outer.mix)
+    assert outer == inner._replace(mix=outer.mix, heads=3)
     check_gated_step(wrapped, params_of(wrapped), np.ones((B, I)))
     w_s = wrapped.init(jax.random.key(0)).w_s
     for w in w_s.swapaxes(1, 2).reshape(-1, 2, 2):
