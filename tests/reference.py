@@ -88,7 +88,8 @@ def _join(states, ys):
 
 def unroll_rows(reference, params, state, xs, options):
     """Return (last_state, ys) of every row of a batch [rows], each run alone in a Python loop."""
-    step, readout, prepare = on(jnp, reference)
+    xp: Any = jnp  # a module is hashable, though its type does not say so
+    step, readout, prepare = on(xp, reference)
     p = prepare(params)
     steps = options.mask.shape[0]
 
