@@ -8,6 +8,7 @@ import pytest
 import jax_bptt as jb
 from jax_bptt.core.types import GatedStep
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
+from tests.kernels.test_tiles import in_single
 from tests.registry import CELLS, assert_close
 
 BATCH, STEPS = 4, 2
@@ -23,15 +24,6 @@ WITHOUT = {
 }
 
 
-def _float32(tree):
-    def leaf(a):
-        if jnp.issubdtype(a.dtype, jnp.floating):
-            return a.astype(jnp.float32)
-        return a.astype(jnp.complex64) if jnp.issubdtype(a.dtype, jnp.complexfloating) else a
-
-    return jax.tree.map(leaf, tree)
-
-
 def arguments(cell):
     rng = np.random.default_rng(0)
 
@@ -40,8 +32,8 @@ def arguments(cell):
             return leaf
         return leaf + jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
 
-    params = jax.tree.map(draw, _float32(cell.init(jax.random.key(0))))
-    state = jax.tree.map(draw, _float32(cell.initial_state(params, (BATCH,))))
+    params = jax.tree.map(draw, in_single(cell.init(jax.random.key(0))))
+    state = jax.tree.map(draw, in_single(cell.initial_state(params, (BATCH,))))
 
     def input_like(a):
         dtype = jnp.float32 if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype

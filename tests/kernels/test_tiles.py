@@ -45,7 +45,7 @@ class Case(NamedTuple):
     d_state: Any
 
 
-def _float32(tree):
+def in_single(tree):
     def leaf(a):
         if jnp.issubdtype(a.dtype, jnp.floating):
             return a.astype(jnp.float32)
@@ -57,9 +57,9 @@ def _float32(tree):
 def case(cell: Cell) -> Case:
     assert isinstance(cell.step, GatedStep)
     key = jax.random.key(0)
-    params = _float32(cell.init(key))
+    params = in_single(cell.init(key))
     weights = cell.prepare(params)
-    state = _float32(cell.initial_state(params, ()))
+    state = in_single(cell.initial_state(params, ()))
     x = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), cell.input_spec)
     drive = jax.eval_shape(cell.project, weights, x)
     feedback = jax.eval_shape(cell.step.mix, weights, state)
