@@ -120,11 +120,22 @@ def _needs_products(
     cell: Cell, step: GatedStep, weights: PyTree, state: PyTree, xs: PyTree
 ) -> bool:
     """Return whether the residuals of `step` depend on a drive or a feedback."""
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-    drive = jax.eval_shape(cell.project, weights, x)
+    drive = _drive(cell, weights, xs)
     feedback = jax.eval_shape(step.mix, weights, state)
     used = trees.used_leaves(_pair(step)[0], weights, state, drive, feedback, state)
     return any(jax.tree.leaves(used[2:4]))
+
+
+def drive_bytes(cell: Cell, weights: PyTree, xs: PyTree) -> int:
+    """Return the size in bytes of the drive of one step, all of the batch."""
+    leaves = jax.tree.leaves(_drive(cell, weights, xs))
+    return sum(a.size * a.dtype.itemsize for a in leaves)
+
+
+def _drive(cell: Cell, weights: PyTree, xs: PyTree) -> PyTree:
+    """Return the shapes of the drive of one step of `xs` [T, *batch, ...]."""
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+    return jax.eval_shape(cell.project, weights, x)
 
 
 def previous_states(start: PyTree, state: PyTree, states: PyTree, controls: Controls) -> PyTree:

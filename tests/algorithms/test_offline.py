@@ -29,14 +29,21 @@ def test_autodiff_has_forward_mode(name):
 
 @pytest.mark.parametrize("steps", [0, 1, 7, 100, 511, 512, 513, 1000, 1021, 100_000])
 @pytest.mark.parametrize("batch", [0, 1, 32, 10_000])
-def test_automatic_block_length(steps, batch):
-    length = automatic_block_length(steps, batch)
+@pytest.mark.parametrize("row_bytes", [0, 1024, 2**23])
+def test_automatic_block_length(steps, batch, row_bytes):
+    length = automatic_block_length(steps, batch, batch * row_bytes)
     assert 1 <= length <= max(steps, 1)
 
 
 def test_automatic_block_length_leaves_no_remainder_where_a_near_one_divides():
-    assert 1000 % automatic_block_length(1000, 2) == 0
-    assert 100_000 % automatic_block_length(100_000, 32) == 0
+    assert 1000 % automatic_block_length(1000, 2, 2048) == 0
+    assert 100_000 % automatic_block_length(100_000, 32, 32 * 2048) == 0
+
+
+@pytest.mark.parametrize("hidden_size, rows", [(32, 2048), (64, 2048), (128, 1024), (1024, 512)])
+def test_automatic_block_length_follows_the_size_of_the_drive(hidden_size, rows):
+    """A block of an LSTM in single precision, of 32 rows a step."""
+    assert automatic_block_length(2**20, 32, 32 * 4 * hidden_size * 4) * 32 == rows
 
 
 @pytest.mark.parametrize("algorithm", ["bptt", "autodiff"])
