@@ -8,6 +8,7 @@ what c has become at last is what reaches s_0. Complex numbers are two planes, r
 part; as everywhere in JAX, a transpose takes no conjugate.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,12 +44,12 @@ def _times(a: Planes, v: Planes) -> Planes:
 
     A factor of zero stands for a reset, at which a state that is infinite or NaN is forgotten.
     """
+    zero = functools.reduce(jnp.logical_and, [part == 0 for part in a])
+    v = tuple(jnp.where(zero, 0.0, part) for part in v)
     if len(a) == 1:
-        return (jnp.where(a[0] == 0, 0.0, a[0] * v[0]),)
+        return (a[0] * v[0],)
     (a_re, a_im), (v_re, v_im) = a, v
-    zero = (a_re == 0) & (a_im == 0)
-    real, imaginary = a_re * v_re - a_im * v_im, a_re * v_im + a_im * v_re
-    return jnp.where(zero, 0.0, real), jnp.where(zero, 0.0, imaginary)
+    return a_re * v_re - a_im * v_im, a_re * v_im + a_im * v_re
 
 
 def length(factors: Array, offsets: Array | None) -> tuple[int, bool]:
