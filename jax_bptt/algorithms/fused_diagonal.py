@@ -50,8 +50,11 @@ def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
     def recurrence(first, a, b, constant, reverse):
         leaves, structure = jax.tree.flatten(first)
         offsets = jax.tree.leaves(b, is_leaf=lambda leaf: leaf is None)
-        rows = zip(leaves, *map(jax.tree.leaves, (a, constant)), offsets, strict=True)
-        found = [run(*row, reverse) for row in rows]
+        factors, same = jax.tree.leaves(a), jax.tree.leaves(constant)
+        found = [
+            run(first, factor, known, offset, reverse)
+            for first, factor, known, offset in zip(leaves, factors, same, offsets, strict=True)
+        ]
         values, lasts = zip(*found, strict=True)
         return jax.tree.unflatten(structure, values), jax.tree.unflatten(structure, lasts)
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
+from jax_bptt.core import trees
 from jax_bptt.kernels import linear, mosaic
 from jax_bptt.kernels.mosaic import plgpu
 
@@ -47,7 +48,7 @@ def unsupported(state: Array) -> str | None:
 
 def interpreter() -> Any:
     """Return the parameters by which the kernel runs on a CPU."""
-    return plgpu.InterpretGPUParams()
+    return mosaic.plgpu.InterpretGPUParams()
 
 
 def release() -> None:
@@ -70,7 +71,7 @@ def scan(
       factors: a_1..a_T [T, ...], or [1, ...] where all are the same and there are offsets.
       offsets: b_1..b_T [T, ...], T at least 1; None for zero.
       reverse: whether to go from T to 1.
-      interpret: parameters of the interpreter, or None to run on a GPU.
+      interpret: what `interpreter` returns, or None to run on a GPU.
 
     Returns:
       (values, last): v_1..v_T [T, ...], and what is carried out of the last step run [...].
@@ -163,6 +164,9 @@ def scan(
         compiler_params=mosaic.compiler_params(False),
         interpret=interpret,
     )(inputs)
+    # Inside `jax.shard_map` results vary over the mesh as what they are made of does, which the
+    # kernel does not say.
+    made = trees.vary_alike(made, inputs)
     values = linear.join([v[:, :width] for v in made[:count]])
     last = linear.join([v[:width] for v in made[count:]])
     return values.reshape(steps, *first.shape), last.reshape(first.shape)

@@ -11,6 +11,7 @@ Blocks that reach beyond an array's rows or units compute something there that i
 beyond T are not taken, since in reverse they would come first.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
+from jax_bptt.core import trees
 from jax_bptt.kernels import linear
 
 try:
@@ -32,6 +34,9 @@ UNITS = 4 * LANES
 """Units that a program takes at the most."""
 BYTES = 512 * 1024
 """Bytes of a block of steps of one array, each held twice: 8 MB for complex numbers, of 16 MB."""
+
+SEMANTICS = "parallel", "parallel", "arbitrary"
+"""Rows and units may be shared out among cores; steps come in their order."""
 
 
 def unsupported(state: Array) -> str | None:
@@ -63,7 +68,7 @@ def scan(
       factors: a_1..a_T [T, ...], or [1, ...] where all are the same and there are offsets.
       offsets: b_1..b_T [T, ...], T at least 1; None for zero.
       reverse: whether to go from T to 1.
-      interpret: parameters of the interpreter, or None to run on a TPU.
+      interpret: what `interpreter` returns, or None to run on a TPU.
 
     Returns:
       (values, last): v_1..v_T [T, ...], and what is carried out of the last step run [...].
@@ -82,6 +87,13 @@ def scan(
         return linear.planes(array.reshape(-1, rows, units))
 
     inputs = tuple([p for a in arrays for p in flat(a)] for arrays in ([first], fixed, fetched))
+    # Inside `jax.shard_map` a result varies over the mesh as all that it is made of.
+    inputs = trees.vary_alike(inputs, inputs)
+    result = functools.partial(
+        jax.ShapeDtypeStruct,
+        dtype=jnp.float32,
+        manual_axis_type=jax.typeof(inputs[0][0]).manual_axis_type,
+    )
     count = len(inputs[0])
 
     def body(first_refs, fixed_refs, fetched_refs, value_refs, last_refs, carried_refs):
@@ -123,13 +135,11 @@ def scan(
         in_specs=[[spec] * len(a) for spec, a in zip((once, once, each), inputs, strict=True)],
         out_specs=[[each] * count, [last] * count],
         out_shape=[
-            [jax.ShapeDtypeStruct(shape, jnp.float32)] * count
-            for shape in ((steps, rows, units), (rows, units))
+            [result(shape) for _ in range(count)] for shape in ((steps, rows, units), (rows, units))
         ],
         scratch_shapes=[[pltpu.VMEM((height, width), jnp.float32)] * count],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
-        ),
+        # Under `jax.vmap` the grid gains an axis, of which the interpreter finds none in here.
+        compiler_params=None if interpret else pltpu.CompilerParams(dimension_semantics=SEMANTICS),
         interpret=False if interpret is None else interpret,
     )(*inputs)
     return linear.join(values).reshape(steps, *first.shape), linear.join(lasts).reshape(first.shape)
