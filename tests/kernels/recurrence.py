@@ -68,3 +68,13 @@ def check_forgets(scan):
     zero = jnp.zeros((1, 3), jnp.complex64)
     values, _ = scan(whole, zero, jax.lax.complex(offsets, offsets)[:1])
     np.testing.assert_array_equal(values, [[1 + 1j, 2 + 2j, 3 + 3j]])
+
+
+def check_vmap(scan):
+    """What is not mapped is shared."""
+    case = make_case(3, (2, 3), jnp.float32, constant=True)
+    assert case.offsets is not None
+    several = jnp.stack([case.offsets, -case.offsets])
+    got = jax.jit(jax.vmap(scan, (None, None, 0)))(case.first, case.factors, several)
+    for k, offsets in enumerate(several):
+        check(lambda *_, reverse, k=k: [a[k] for a in got], case._replace(offsets=offsets))

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from jax_bptt.kernels import gpu_diagonal, mosaic
-from tests.kernels.recurrence import check, check_forgets, make_case
+from tests.kernels.recurrence import check, check_forgets, check_vmap, make_case
 from tests.registry import slow_unless
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
@@ -59,6 +59,10 @@ def test_more_steps_than_are_in_flight(steps, dtype, constant, reverse, monkeypa
 @pytest.mark.parametrize("reverse", [False, True])
 def test_no_offsets(reverse):
     check(interpreted(), make_case(3, (2, 3), REAL, offset=False, reverse=reverse))
+
+
+def test_vmap_over_offsets_alone():
+    check_vmap(interpreted())
 
 
 def test_a_factor_of_zero_forgets():

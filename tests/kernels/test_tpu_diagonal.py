@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_bptt.kernels import tpu_diagonal
-from tests.kernels.recurrence import check, check_forgets, make_case
+from tests.kernels.recurrence import check, check_forgets, check_vmap, make_case
 from tests.registry import slow_unless
 
 REAL, COMPLEX = jnp.float32, jnp.complex64
@@ -46,6 +46,10 @@ def test_several_blocks_of_steps_rows_and_units(dtype, reverse, monkeypatch):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_no_offsets(reverse):
     check(interpreted, make_case(3, (2, 3), REAL, offset=False, reverse=reverse))
+
+
+def test_vmap_over_offsets_alone():
+    check_vmap(interpreted)
 
 
 def test_a_factor_of_zero_forgets():
