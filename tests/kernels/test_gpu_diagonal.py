@@ -1,6 +1,7 @@
 """The recurrence on a GPU, interpreted with the race detector on, against a loop."""
 
 import functools
+import inspect
 import logging
 
 import jax
@@ -19,8 +20,8 @@ REAL, COMPLEX = jnp.float32, jnp.complex64
 SHORT = 2 * 2 * 4 * gpu_diagonal.LANES
 
 
-def interpreted(on_race="raise"):
-    params = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race=on_race)
+def interpreted(**options):
+    params = mosaic.plgpu.InterpretGPUParams(detect_races=True, **options)
     return functools.partial(gpu_diagonal.scan, interpret=params)
 
 
@@ -72,11 +73,14 @@ def test_a_factor_of_zero_forgets():
 def test_overwriting_what_is_being_read_is_caught(monkeypatch, caplog):
     monkeypatch.setattr(gpu_diagonal, "SLOT", SHORT)
     case = make_case(11, (3,), REAL)
+    if "on_race" not in inspect.signature(mosaic.plgpu.InterpretGPUParams).parameters:
+        pytest.skip("the interpreter of this JAX prints races, and does not log them")
+    run = interpreted(on_race="warn")
     with caplog.at_level(logging.WARNING):
-        check(interpreted("warn"), case)
+        check(run, case)
         assert "RACE DETECTED" not in caplog.text
         monkeypatch.setattr(gpu_diagonal, "release", lambda: None)
-        jax.block_until_ready(interpreted("warn")(*case[:3]))
+        jax.block_until_ready(run(*case[:3]))
     assert "RACE DETECTED" in caplog.text
 
 
