@@ -5,10 +5,10 @@ from typing import Any
 import jax
 
 from jax_bptt.algorithms.diagonal import diagonal_algorithm
-from jax_bptt.core.types import Algorithm, DiagonalStep, PyTree
+from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, PyTree
 
 
-def kernel(cell, state: PyTree, xs: PyTree, device: str) -> Any:
+def choose_kernel(cell: Cell, state: PyTree, xs: PyTree, device: str) -> Any:
     """Return the module whose `scan` runs the recurrence of `cell` on `device`, or why none does.
 
     Args:
@@ -43,7 +43,7 @@ def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
     make it change. Each leaf of the state takes a launch of its own.
 
     Args:
-      module: of `jax_bptt.kernels`, as `kernel` returns it.
+      module: of `jax_bptt.kernels`, as `choose_kernel` returns it.
       interpret: parameters of the interpreter, or None to run on the device.
     """
 

@@ -4,17 +4,17 @@ Every unit of every sequence is a lane of its own, and a thread takes one lane t
 with its state in a register. Factors and offsets reach it through shared memory, in blocks of steps
 of which DEPTH are in flight; a warp stores 128 bytes in a row and waits for nothing. Each array is
 read once and the result written once: 12 bytes a lane and step where factors change over time, 8
-where they do not, twice that for complex numbers.
+where they do not, twice that for complex numbers. Compiled for an H200 a step is ten instructions
+of a warp, six with fixed factors and twice that for complex numbers, with 32 to 56 registers, none
+of them spilled, and threads meet once for 8 to 32 steps.
 
-How wide a layer has to be, estimated for an H200 from figures of its manual and not measured: its
-132 multiprocessors move 4.3 TB/s, 18 bytes a clock each, so that one block of LANES threads keeps
-its multiprocessor busy if a step takes it less than 87 clocks, and a compiled step has about a
-dozen instructions a warp. In flight a block has 48 KB, of which the latency of the memory, some
-0.8 us, makes 60 GB/s for a block. Bandwidth is then reached with 70 blocks, a batch times units of
-9000. Below that time is that of the sequence, some 15 ns a step, and cutting it into stretches
-that run side by side would help only where T B H / 4.3e12 times the 20 bytes that takes, and three
-launches, are less: with fewer than 2000 lanes over many thousands of steps. `associative` is there
-for that.
+How wide a layer has to be for the memory to be what it waits for is an estimate from figures of the
+manual of the H200 (4.3 TB/s as measured by others, 132 multiprocessors), since no GPU was at hand.
+A block of LANES threads has 48 KB in flight, which at a latency of 0.8 us is 60 GB/s read, 90 with
+what is written, so that 50 blocks suffice: a batch times units of 6000. With less, time is that of
+the sequence, some 17 ns a step whatever the width. Cutting time into stretches that run side by
+side would take two more launches, some 10 us, and 20 bytes a lane and step in place of 12: it would
+gain nothing before several thousand steps of fewer than 3000 lanes, and is left to `associative`.
 """
 
 import math
@@ -111,20 +111,25 @@ def scan(
             k = position - leading
             return (whole - 1 - k) * block if reverse else rest + k * block
 
-        def run(refs, start, size, carried):
-            for row in reversed(range(size)) if reverse else range(size):
+        def run(refs, position, start, size, carried):
+            made = []
+            rows = range(size)
+            for row in reversed(rows) if reverse else rows:
                 tiles = [*always, *(tile(ref, row) for ref in refs)]
                 factor, offset = tuple(tiles[:count]), tuple(tiles[count:]) or None
                 values, carried = linear.advance(factor, carried, offset, reverse)
+                made.append((start + row, values))
+            release()
+            refill(position + DEPTH)
+            # Last, so that no fence waits for it.
+            for t, values in made:
                 for ref, value in zip(out_refs[:count], values, strict=True):
-                    mosaic.store(ref.at[start + row, own], value)
+                    mosaic.store(ref.at[t, own], value)
             return carried
 
         def advance(position, carried):
-            carried = run(whole_ring.wait(position), start_of(position), block, carried)
-            release()
-            refill(position + DEPTH)
-            return carried
+            refs = whole_ring.wait(position)
+            return run(refs, position, start_of(position), block, carried)
 
         def refill(position):
             @pl.when(position < leading + whole)
@@ -140,9 +145,7 @@ def scan(
         always = [tile(ref.at[:, own], 0) for ref in fixed_refs]
         carried = tuple(tile(ref.at[:, own], 0) for ref in first_refs)
         if rest:
-            carried = run(rest_ring.wait(0), first_start, rest, carried)
-            release()
-            refill(DEPTH)
+            carried = run(rest_ring.wait(0), 0, first_start, rest, carried)
         bounds = jnp.int32(leading), jnp.int32(leading + whole)
         carried = lax.fori_loop(*bounds, advance, carried)
         for ref, value in zip(out_refs[count:], carried, strict=True):

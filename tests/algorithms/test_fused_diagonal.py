@@ -38,7 +38,7 @@ DEVICES = ["gpu", "tpu"]
 def algorithm(device):
     cell = CELLS["lru"]
     xs = jnp.zeros((T, *BATCH, 2), jnp.float32)
-    module = fused_diagonal.kernel(cell, jnp.zeros(1, jnp.complex64), xs, device)
+    module = fused_diagonal.choose_kernel(cell, jnp.zeros(1, jnp.complex64), xs, device)
     if isinstance(module, str):
         pytest.skip(module)
     return fused_diagonal.fused_diagonal(module, module.interpreter())
@@ -237,7 +237,7 @@ def test_shard_map_over_the_batch(device):
 
 def test_what_stands_in_the_way_is_named():
     cell, (_, xs, state) = CELLS["min_gru"], problem("min_gru")
-    kernel = fused_diagonal.kernel
+    kernel = fused_diagonal.choose_kernel
     assert "a cpu" in kernel(cell, state, xs, "cpu")
     assert "no jb.DiagonalStep" in kernel(jb.lstm(**SIZES), state, xs, "tpu")
     assert "no step" in kernel(cell, state, xs[:0], "tpu")
