@@ -4,12 +4,12 @@ Every unit of every sequence is a lane of its own, and a thread takes one lane t
 with its state in a register. Factors and offsets reach it through shared memory, in blocks of steps
 of which DEPTH are in flight; a warp stores 128 bytes in a row and waits for nothing. Each array is
 read once and the result written once: 12 bytes a lane and step where factors change over time, 8
-where they do not, twice that for complex numbers. Compiled for an H200 a step is ten instructions
-of a warp, six with fixed factors and twice that for complex numbers, with 32 to 56 registers, none
-of them spilled, and threads meet once for 8 to 32 steps.
+where they do not, twice that for complex numbers. Compiled for an H200 a step is 10 instructions of
+a warp, 6 with fixed factors, 28 and 17 for complex numbers, with 32 to 56 registers, none of them
+spilled; threads meet once for 8 to 32 steps.
 
 How wide a layer has to be for the memory to be what it waits for is an estimate from figures of the
-manual of the H200 (4.3 TB/s as measured by others, 132 multiprocessors), since no GPU was at hand.
+H200 (132 multiprocessors, 4.3 TB/s of its nominal 4.8 taken to be attainable): nothing was timed.
 A block of LANES threads has 48 KB in flight, which at a latency of 0.8 us is 60 GB/s read, 90 with
 what is written, so that 50 blocks suffice: a batch times units of 6000. With less, time is that of
 the sequence, some 17 ns a step whatever the width. Cutting time into stretches that run side by
