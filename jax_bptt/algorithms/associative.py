@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_bptt.core import adjoint, trees
+from jax_bptt.algorithms.diagonal import diagonal_algorithm
+from jax_bptt.core import trees
 from jax_bptt.core.checks import require
-from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, PyTree
 
 
@@ -49,50 +49,30 @@ def associative() -> Algorithm:
       >>> jb.unroll(cell, params, xs, algorithm=jb.associative())[1].shape
       (10, 2, 4)
     """
-    return Algorithm(_forward, _backward)
+    shared = diagonal_algorithm(_recurrence)
+
+    def forward(cell, weights, start, xs, controls):
+        _check(cell, start)
+        return shared.forward(cell, weights, start, xs, controls)
+
+    return Algorithm(forward, shared.backward)
 
 
-def _forward(cell, weights, start, xs, controls):
-    step = _diagonal(cell, start)
-    drives = adjoint.over_time(cell, cell.project)(weights, xs)
-    a, b = adjoint.over_time(cell, step.coefficients)(weights, drives)
-    a, b = _held(a, controls), controls.hold(b, None)
-    if controls.reset is not None:
-        # What enters the step is s_0, so that the whole of it is an offset.
-        restarted = jax.tree.map(lambda a, s, b: a * s[None] + b, a, start, b)
-        b = select(controls.reset, restarted, b)
-    reached = _recurrence(start, _cut(a, controls), b)
-    last_state = jax.tree.map(lambda s: s[-1], reached)
-    states = jax.tree.map(lambda s: s[1:], reached)
-    ys = adjoint.over_time(cell, cell.readout)(weights, states)
-    return (last_state, ys), (weights, start, xs, controls, states)
-
-
-def _backward(cell, residuals, d_last_state, d_ys):
-    weights, start, xs, controls, states = residuals
-    drives, pull_project = trees.inexact_vjp(adjoint.over_time(cell, cell.project), weights, xs)
-    prevs = adjoint.previous_states(start, start, states, controls)
-    linearization = adjoint.linearize(cell, weights, prevs, states, drives)
-    a = _held(linearization.residuals, controls)
-    d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
-
+def _recurrence(
+    first: PyTree, a: PyTree, b: PyTree, constant: PyTree, reverse: bool
+) -> tuple[PyTree, PyTree]:
+    """Run the recurrence as `diagonal_algorithm` wants it."""
+    if not reverse:
+        reached = _scan(first, a, b)
+        return jax.tree.map(lambda s: s[1:], reached), jax.tree.map(lambda s: s[-1], reached)
     # With m_t = lambda_t - g_t, what reaches s_t from later steps: m_{t-1} = a_t m_t + a_t g_t.
-    within = _cut(a, controls)
-    offsets = jax.tree.map(lambda a, g: jnp.zeros_like(a) if g is None else a * g, within, d_states)
-    reached = _recurrence(d_last_state, within, offsets, reverse=True)
-    lambdas = trees.add(jax.tree.map(lambda m: m[1:], reached), d_states)
-    d_start = jax.tree.map(lambda m: m[0], reached)
-    if controls.reset is not None:
-        restarts = select(controls.reset, jax.tree.map(jnp.multiply, a, lambdas))
-        d_start = jax.tree.map(lambda d, r: d + r.sum(0), d_start, restarts)
-
-    d_step, d_drives = linearization.accumulate(controls.hold(lambdas, None))
-    d_project, d_xs = pull_project(d_drives)
-    d_weights = trees.add(d_step, d_project)
-    return d_weights if d_readout is None else trees.add(d_weights, d_readout), d_start, d_xs
+    offsets = jax.tree.map(lambda a, g: jnp.zeros_like(a) if g is None else a * g, a, b)
+    reached = _scan(first, a, offsets, reverse=True)
+    lambdas = trees.add(jax.tree.map(lambda m: m[1:], reached), b)
+    return lambdas, jax.tree.map(lambda m: m[0], reached)
 
 
-def _recurrence(first: PyTree, a: PyTree, b: PyTree, reverse: bool = False) -> PyTree:
+def _scan(first: PyTree, a: PyTree, b: PyTree, reverse: bool = False) -> PyTree:
     """Return v_0..v_T of v_t = a_t v_{t-1} + b_t, or in reverse of v_{t-1} = a_t v_t + b_t.
 
     Args:
@@ -119,18 +99,8 @@ def _recurrence(first: PyTree, a: PyTree, b: PyTree, reverse: bool = False) -> P
     return lax.associative_scan(join, (a, b), reverse=reverse)[1]
 
 
-def _held(a: PyTree, controls: Controls) -> PyTree:
-    """Return the factors with one where the state is held."""
-    return controls.hold(a, jax.tree.map(jnp.ones_like, a))
-
-
-def _cut(a: PyTree, controls: Controls) -> PyTree:
-    """Return the factors with zero where the state starts again."""
-    return controls.restart(jax.tree.map(jnp.zeros_like, a), a)
-
-
-def _diagonal(cell: Cell, state: PyTree) -> DiagonalStep:
-    """Return the step of `cell`, or raise."""
+def _check(cell: Cell, state: PyTree) -> None:
+    """Raise unless the recurrence of `cell` is one that the algorithm runs."""
     step = cell.step
     kind = type(step).__name__ if isinstance(step, tuple) else "plain function"
     require(
@@ -140,11 +110,9 @@ def _diagonal(cell: Cell, state: PyTree) -> DiagonalStep:
         "other cell take jb.bptt().",
         TypeError,
     )
-    assert isinstance(step, DiagonalStep)
     require(
         all(map(trees.is_inexact, jax.tree.leaves(state))),
         "associative: every leaf of the state must be floating-point or complex; with integers in "
         "the state take jb.bptt().",
         TypeError,
     )
-    return step
