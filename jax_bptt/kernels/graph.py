@@ -359,7 +359,7 @@ def trace(fun: Callable[..., PyTree], *args: PyTree) -> tuple[Graph, PyTree, PyT
     read |= {id(v) for v in closed.jaxpr.outvars}
 
     def fresh(position, leaf):
-        # Of an argument that is not read, such as a matrix of a million weights, one node is enough.
+        # One node is enough of an argument that is not read, such as a matrix of a million weights.
         count = leaf.size if id(closed.jaxpr.invars[position]) in read else min(leaf.size, 1)
         made = [new(graph, "input", (), (position, k)) for k in range(count)]
         return np.resize(np.asarray(made, np.int32), leaf.shape)
