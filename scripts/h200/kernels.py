@@ -165,6 +165,8 @@ def exceeded(found: Measured, budget: Budget) -> list[str]:
 def compiled(kernel: Kernel, target: Target) -> dict[str, Measured]:
     """Compile both kernels of a pair; return what each needs, by "forward" and "reverse".
 
+    Once a process: a kernel that Mosaic has compiled before is not compiled again.
+
     Raises:
       ValueError: there is no kernel for it.
     """
