@@ -359,10 +359,10 @@ def trace(fun: Callable[..., PyTree], *args: PyTree) -> tuple[Graph, PyTree, PyT
     read |= {id(v) for v in closed.jaxpr.outvars}
 
     def fresh(position, leaf):
-        # One node is enough of an argument that is not read, such as a matrix of a million weights.
-        count = leaf.size if id(closed.jaxpr.invars[position]) in read else min(leaf.size, 1)
-        made = [new(graph, "input", (), (position, k)) for k in range(count)]
-        return np.resize(np.asarray(made, np.int32), leaf.shape)
+        # Of an argument that is not read, such as a matrix, one node is enough.
+        count = leaf.size if id(closed.jaxpr.invars[position]) in read else 1
+        made = np.asarray([new(graph, "input", (), (position, k)) for k in range(count)], np.int32)
+        return np.broadcast_to(made.reshape(leaf.shape if count == leaf.size else ()), leaf.shape)
 
     leaves, structure = jax.tree.flatten(args)
     inputs = [fresh(position, leaf) for position, leaf in enumerate(leaves)]
