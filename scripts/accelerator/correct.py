@@ -84,7 +84,7 @@ def compare(case: Case, smoke: bool) -> dict[str, Any]:
     if told.startswith("fused() runs bptt()"):
         return {"name": str(case), "scan": told.partition("\n")[2], "error": None, "met": True}
     rng = np.random.default_rng(0)
-    given = {}
+    given: dict[str, Any] = {}
     if case.flags:
         given = {
             "lengths": jnp.asarray(rng.integers(1, steps + 1, batch)),
