@@ -89,30 +89,33 @@ def ratio_table(found: list[dict[str, Any]]) -> Table:
 
 
 def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """Plot microseconds per step, a panel for each group of times and a mark for each way."""
-    panels = {k: g for k, g in groups.items() if any("contestants" in r for r in g["rows"])}
-    most = max((len(g["rows"]) for g in panels.values()), default=1)
-    size = (7 * max(len(panels), 1), 2 + 0.25 * most)
-    figure = plots.figure_of(figsize=size)
-    axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
-    for panel, group in zip(axes, panels.values(), strict=False):
+    """Plot microseconds per step: a panel for heads and one for dense rows, a mark for each way."""
+    rows = [r for g in groups.values() for r in g["rows"] if "contestants" in r]
+    panels = {
+        "LSTM of heads": [r for r in rows if r["D"] != r["H"]],
+        "Dense LSTM": [r for r in rows if r["D"] == r["H"]],
+    }
+    names = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
+    height = 3 + 0.22 * max(map(len, names.values()))
+    figure = plots.figure_of(figsize=(16, height))
+    for axes, (title, kept) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         points: dict[str, tuple[list[float], list[int]]] = {}
-        for k, row in enumerate(group["rows"]):
+        for row in kept:
             for c in row["contestants"]:
                 if "us_per_step" in c:
                     xs, ys = points.setdefault(c["name"], ([], []))
                     xs.append(c["us_per_step"])
-                    ys.append(k)
+                    ys.append(names[title].index(row["name"]))
         for (name, (xs, ys)), marker in zip(points.items(), "osD^v<>P" * 4, strict=False):
-            panel.plot(xs, ys, marker, label=name, linestyle="", alpha=0.8)
-        panel.set_xscale("log")
-        panel.set_yticks(range(len(group["rows"])), [row["name"] for row in group["rows"]])
-        panel.tick_params(axis="y", labelsize="x-small")
-        panel.invert_yaxis()
-        panel.set_xlabel("microseconds per step")
-        panel.set_title(group["title"], fontsize="medium")
+            axes.plot(xs, ys, marker, label=name, linestyle="", alpha=0.8)
         if points:
-            panel.legend(fontsize="small")
+            axes.set_xscale("log")
+            axes.legend(fontsize="small")
+        axes.set_yticks(range(len(names[title])), names[title])
+        axes.tick_params(axis="y", labelsize="x-small")
+        axes.invert_yaxis()
+        axes.set_xlabel("microseconds per step")
+        axes.set_title(title)
     plots.save(figure, path)
 
 

@@ -57,4 +57,4 @@ def contestants(row: Row) -> dict[str, Callable[[], Callable[[], Any]] | str]:
 
         return forward if row.direction == "forward" else gradient
 
-    return {NAME: prepare}
+    return {NAME if where == "cuda" else "torch on the CPU": prepare}
