@@ -65,7 +65,7 @@ def test_the_kernels_are_compared_in_the_interpreter(smoke):
         assert kernel["met"] and 0 < kernel["error"] <= kernel["limit"] == 2e-6
         assert "not 160" in none["scan"]
     else:
-        assert kernel["scan"] == mosaic.available()
+        assert str(mosaic.available()) in kernel["scan"]
     assert none["error"] is None
 
 
