@@ -20,7 +20,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -32,6 +31,7 @@ from benchmarks import step as streaming
 from benchmarks.data import GATES, GRID, Row
 from benchmarks.measure import TOLERANCE
 from benchmarks.peers import PACKAGES
+from benchmarks.progress import progress
 
 DEFAULT_CELLS = "elman,gru,lstm"
 SMOKE_SHAPES = ((6, 4, 3, 5),)
@@ -65,18 +65,6 @@ class Mode(NamedTuple):
     options: tuple[str, ...]
 
 
-@contextmanager
-def _progress(total: int):
-    """Yield what to call after each of `total` parts of the work, shown as a bar on a terminal."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        yield lambda: None
-    else:
-        with tqdm(total=total, disable=None, leave=False, unit="round") as bar:
-            yield lambda: bar.update(1)
-
-
 def _settings(args, peers):
     side = SMOKE_SIDE if args.smoke else SIDE
     devices, resident = getattr(args, "devices", 1), getattr(args, "rss", False)
@@ -88,39 +76,39 @@ def _show(row):
 
 
 def _race(args, rows, peers):
-    with _progress(len(rows) * args.rounds) as tick:
+    with progress(len(rows) * args.rounds) as tick:
         return race.run(args.mode, rows, _settings(args, peers), tick, _show)
 
 
 def _step(args, rows, peers):
-    with _progress(len(rows) * args.rounds) as tick:
+    with progress(len(rows) * args.rounds) as tick:
         return streaming.run(rows, _settings(args, peers), tick, _show)
 
 
 def _compile(args, rows, _):
     cells = {row.cell for row in rows}
-    with _progress(len(cells) * args.rounds) as tick:
+    with progress(len(cells) * args.rounds) as tick:
         return compiling.compile_times(rows, args.algorithms, args.rounds, tick)
 
 
 def _memory(args, rows, _):
-    with _progress(len(rows) * (1 + len(args.algorithms))) as tick:
+    with progress(len(rows) * (1 + len(args.algorithms))) as tick:
         return compiling.temporary_memory(rows, args.algorithms, tick)
 
 
 def _accuracy(args, rows, _):
-    with _progress(len(rows) * len(accuracy.LIMITS) * len(args.algorithms)) as tick:
+    with progress(len(rows) * len(accuracy.LIMITS) * len(args.algorithms)) as tick:
         return accuracy.run(rows, args.algorithms, tick)
 
 
 def _scaling(args, rows, _):
     points = 2 if args.smoke else None
-    with _progress(len(rows) * 3 * (points or 6)) as tick:
+    with progress(len(rows) * 3 * (points or 6)) as tick:
         return scale.run(rows, args.algorithms, args.rounds, points, tick)
 
 
 def _sequences(args, rows, _):
-    with _progress(len(rows) * len(args.algorithms) * args.rounds) as tick:
+    with progress(len(rows) * len(args.algorithms) * args.rounds) as tick:
         return sequence_options.run(rows, args.algorithms, args.rounds, tick)
 
 

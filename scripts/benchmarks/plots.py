@@ -11,7 +11,8 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def _figure(**settings):
+def figure_of(**settings: Any) -> Any:
+    """Return a figure that needs no window system."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ def _figure(**settings):
 def race(report: dict[str, Any], path: Path) -> None:
     """Plot the ratio of each competitor's time to the library's, a line of marks per row."""
     rows = report["rows"]
-    figure = _figure(figsize=(8, 1.2 + 0.3 * len(rows)))
+    figure = figure_of(figsize=(8, 1.2 + 0.3 * len(rows)))
     axes = figure.subplots()
     points: dict[str, tuple[list[float], list[int]]] = {}
     for k, row in enumerate(rows):
@@ -47,7 +48,7 @@ def scaling(report: dict[str, Any], path: Path) -> None:
     """Plot time and memory against each axis, log-log, with the fitted slopes in the legend."""
     rows = report["rows"]
     axis_names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = _figure(figsize=(5 * len(axis_names), 8))
+    figure = figure_of(figsize=(5 * len(axis_names), 8))
     panels = figure.subplots(2, len(axis_names), squeeze=False)
     many = len({row["cell"] for row in rows}) > 1
     for row in rows:

@@ -1,0 +1,1 @@
+"""Parts of the benchmark on an accelerator: rows, contestants, groups in processes of their own."""

@@ -1,0 +1,114 @@
+"""The ways to run an LSTM under JAX that are timed against each other."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import rnn
+
+import jax_bptt as jb
+from accelerator.rows import Row
+
+FUSED, KERNEL = "fused", "fused, drives given"
+SCAN, GRAPH, PLAIN = "scan", "scan, one graph", "plain scan"
+CUDNN = "cuDNN by JAX"
+
+Call = Callable[[], Any]
+"""Runs once and waits for the result."""
+
+
+def cell_of(row: Row) -> jb.Cell:
+    """Return the library's cell for a row."""
+    cell = jb.lstm(input_size=row.H, hidden_size=row.H, dtype=jnp.dtype(row.dtype))
+    return cell if row.D == row.H else jb.multi_head(cell, heads=row.H // row.D)
+
+
+def given_drives(cell: jb.Cell) -> jb.Cell:
+    """Return a cell whose inputs are the drives already, so that the recurrence alone is left."""
+
+    def one(key):
+        weights = cell.prepare(cell.init(key))
+        x = jax.tree.map(lambda a: jnp.zeros(a.shape, weights.w_x.dtype), cell.input_spec)
+        return cell.project(weights, x)
+
+    drive = jax.eval_shape(one, jax.random.key(0))
+    return cell._replace(project=lambda weights, x: x, input_spec=drive)
+
+
+def drawn(shapes: Any, scale: float) -> Any:
+    """Draw normal numbers; an orthogonal matrix would take longer than all that is timed."""
+
+    def draw(leaf):
+        return scale * jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def library(row: Row) -> dict[str, Callable[[], Call] | str]:
+    """Return, by name, what compiles each way to run a row, or why there is none.
+
+    `KERNEL` leaves out the input's product and its gradient, as published figures of fused kernels
+    do; `PLAIN` is `jax.grad` of a scan over whole steps.
+    """
+    cell = cell_of(row)
+    bare = given_drives(cell)
+    params = drawn(jax.eval_shape(cell.init, jax.random.key(0)), row.H**-0.5)
+    xs, drives = (
+        drawn(jax.ShapeDtypeStruct((row.T, row.B, *x.shape), x.dtype), 1.0)
+        for x in (jax.ShapeDtypeStruct((row.H,), row.dtype), bare.input_spec)
+    )
+
+    def by(algorithm, options=None, cell=cell, xs=xs):
+        def run(params, xs):
+            return jb.unroll(cell, params, xs, algorithm=algorithm)[1]
+
+        return lambda: compiled(run, row, (params, xs), options)
+
+    backend, told = jax.default_backend(), jb.explain(cell, params, xs)
+    first, _, reason = told.partition("\n")
+    has_kernel = not first.startswith("fused() runs bptt()")
+    graph = by(jb.bptt(), jb.gpu_compiler_options()) if backend != "tpu" else "no CUDA graphs"
+    return {
+        FUSED: by(jb.fused()) if has_kernel else reason,
+        KERNEL: by(jb.fused(), cell=bare, xs=drives) if has_kernel else reason,
+        SCAN: by(jb.bptt()),
+        GRAPH: graph,
+        PLAIN: by(jb.autodiff()),
+    }
+
+
+def cudnn(row: Row) -> dict[str, Callable[[], Call] | str]:
+    """Return cuDNN's LSTM as JAX binds it, which leads with the batch and is float32 alone."""
+    if jax.default_backend() != "gpu":
+        return {CUDNN: "it takes an NVIDIA GPU"}
+    size, batch = row.H, row.B
+    weights = rnn.init_lstm_weight(jax.random.key(0), size, size, 1, False)
+    xs = jax.random.normal(jax.random.key(1), (batch, row.T, size), jnp.float32)
+    zero, lengths = jnp.zeros((1, batch, size)), jnp.full((batch,), row.T, jnp.int32)
+
+    def run(weights, xs):
+        precision = jax.lax.Precision.HIGHEST
+        lstm = cast(Any, rnn.lstm)  # whose result is typed as any object
+        return lstm(xs, zero, zero, weights, lengths, size, size, 1, 0.0, False, precision)[0]
+
+    return {CUDNN: lambda: compiled(run, row, (weights, xs), None)}
+
+
+def compiled(run: Callable, row: Row, args: Any, options: dict[str, Any] | None) -> Call:
+    """Compile a row's task: the outputs, or the gradient of the sum of their squares.
+
+    Args:
+      run: `(params, xs) -> ys`.
+      row: says which, and float32 products where that is the dtype.
+      args: params and xs.
+      options: of the compiler.
+    """
+
+    def loss(params, xs):
+        return jnp.sum(run(params, xs).astype(jnp.float32) ** 2)
+
+    fun = run if row.direction == "forward" else jax.grad(loss, argnums=(0, 1))
+    with jax.default_matmul_precision("highest" if row.dtype == "float32" else "default"):
+        executable = jax.jit(fun).lower(*args).compile(compiler_options=options)
+    return lambda: jax.block_until_ready(executable(*args))

@@ -1,0 +1,125 @@
+"""Whether the kernels compute what the scan computes, on the device itself."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_bptt as jb
+
+LIMITS = {"float32": 2e-6, "bfloat16": 5e-3}
+"""Largest relative error in the L2 norm, of outputs and of each gradient."""
+
+CELLS = {
+    name: getattr(jb, name)
+    for name in ("elman", "gru", "lstm", "lstm_peephole", "lru", "min_gru", "min_lstm")
+}
+INTERPRETED: dict[str, Any] = {"interpret": True}
+"""Settings of `jb.fused` for a smoke run, which runs the kernels for a GPU on a CPU."""
+
+
+class Case(NamedTuple):
+    """What is compared.
+
+    Attributes:
+      cell: a name in `CELLS`.
+      H: units, and inputs.
+      D: size of a head, H for a dense matrix.
+      dtype: of weights and inputs.
+      flags: whether sequences have lengths and resets.
+    """
+
+    cell: str
+    H: int
+    D: int
+    dtype: str
+    flags: bool = False
+
+    def __str__(self) -> str:
+        """Return the case in one line for people."""
+        heads = "dense" if self.D == self.H else f"D={self.D}"
+        return f"{self.cell} H={self.H} {heads} {self.dtype}" + " flags" * self.flags
+
+
+CASES = (
+    Case("lstm", 256, 64, "bfloat16"),
+    Case("lstm", 256, 64, "float32", flags=True),
+    Case("gru", 256, 64, "bfloat16", flags=True),
+    Case("lstm", 256, 128, "bfloat16", flags=True),
+    Case("lstm", 256, 256, "bfloat16"),
+    Case("lstm", 512, 512, "bfloat16"),
+    Case("gru", 256, 64, "float32"),
+    Case("lstm", 96, 32, "bfloat16"),
+    Case("elman", 256, 64, "float32"),
+    Case("elman", 256, 128, "bfloat16"),
+    Case("gru", 256, 128, "bfloat16"),
+    Case("lstm_peephole", 256, 64, "float32"),
+    Case("lstm", 192, 96, "bfloat16"),
+    Case("min_gru", 256, 256, "float32", flags=True),
+    Case("gru", 512, 512, "bfloat16"),
+    Case("elman", 512, 512, "bfloat16"),
+    Case("min_lstm", 256, 256, "float32"),
+    Case("lru", 256, 256, "float32"),
+)
+"""In order of value. Those that no kernel takes are said to run the scan."""
+
+SMOKE = (Case("gru", 32, 32, "float32", flags=True), Case("gru", 160, 160, "float32"))
+STEPS, BATCH = 64, 18
+SMOKE_STEPS, SMOKE_BATCH = 3, 2
+
+
+def compare(case: Case, smoke: bool) -> dict[str, Any]:
+    """Run both; return the largest error, of what, and whether it is within the limit.
+
+    Where no kernel takes the case nothing is run, and `scan` says why.
+    """
+    steps, batch = (SMOKE_STEPS, SMOKE_BATCH) if smoke else (STEPS, BATCH)
+    cell = CELLS[case.cell](input_size=case.H, hidden_size=case.H, dtype=jnp.dtype(case.dtype))
+    if case.D != case.H:
+        cell = jb.multi_head(cell, heads=case.H // case.D)
+    params = jax.jit(cell.init)(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (steps, batch, case.H), jnp.dtype(case.dtype))
+    told = jb.explain(cell, params, xs, device="gpu" if smoke else None)
+    if told.startswith("fused() runs bptt()"):
+        return {"name": str(case), "scan": told.partition("\n")[2], "error": None, "met": True}
+    rng = np.random.default_rng(0)
+    given: dict[str, Any] = {}
+    if case.flags:
+        given = {
+            "lengths": jnp.asarray(rng.integers(1, steps + 1, batch)),
+            "resets": jnp.asarray(rng.random((steps, batch)) < 0.1),
+        }
+
+    def both(algorithm):
+        def loss(params, xs):
+            last_state, ys = jb.unroll(cell, params, xs, algorithm=algorithm, **given)
+            squares = sum(jnp.sum(s * s) for s in jax.tree.leaves(last_state))
+            return jnp.sum(ys.astype(jnp.float32) ** 2) + squares, ys
+
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        with jax.default_matmul_precision("highest"):
+            (d_params, d_xs), ys = gradient(params, xs)
+        return {"ys": ys, "xs": d_xs} | {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(d_params)
+        }
+
+    errors = distances(both(jb.fused(**INTERPRETED) if smoke else jb.fused()), both(jb.bptt()))
+    worst = max(errors, key=lambda name: errors[name])
+    limit = LIMITS[case.dtype]
+    met = errors[worst] <= limit
+    return {"name": str(case), "error": errors[worst], "worst": worst, "limit": limit, "met": met}
+
+
+def distances(got: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
+    """Return the relative error of each array in the L2 norm; infinite where one is not finite."""
+
+    def distance(a, b):
+        a, b = (np.asarray(x) for x in (a, b))
+        wide = np.complex128 if np.iscomplexobj(b) else np.float64
+        a, b = a.astype(wide), b.astype(wide)
+        error = np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)
+        return float(error) if np.isfinite(error) else float("inf")
+
+    return {name: distance(got[name], want[name]) for name in want}

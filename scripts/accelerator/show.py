@@ -1,0 +1,123 @@
+"""Tables and a plot of what was measured on an accelerator."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks import plots
+from benchmarks.report import Table
+
+from accelerator import contestants, torch_cudnn
+
+PAIRS = (
+    (contestants.PLAIN, contestants.GRAPH),
+    (contestants.PLAIN, contestants.SCAN),
+    (contestants.PLAIN, contestants.FUSED),
+    (contestants.SCAN, contestants.FUSED),
+    (contestants.GRAPH, contestants.FUSED),
+    (torch_cudnn.NAME, contestants.FUSED),
+    (torch_cudnn.NAME, contestants.GRAPH),
+    (contestants.CUDNN, contestants.GRAPH),
+)
+"""Whose time is divided by whose."""
+
+
+def correctness(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of the kernels' errors."""
+    lines = []
+    for row in rows:
+        if row["error"] is None:
+            lines.append([row["name"], "-", "-", "no kernel: " + row.get("scan", "")])
+        else:
+            met = f"yes, {row['worst']}" if row["met"] else f"NO: {row['worst']}"
+            lines.append([row["name"], f"{row['error']:.1e}", f"{row['limit']:.0e}", met])
+    return Table(title, ["case", "error", "limit", "within it, and worst of"], lines)
+
+
+def times(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of a group of times, a line for every way to run a row."""
+    header = ["row", "way", "us / step", "quartiles", "bandwidth", "matrix peak", "note"]
+    lines = []
+    for row in rows:
+        for c in row["contestants"]:
+            note = c["absent"] or c["error"] or ""
+            figures = ["-"] * 4
+            if "us_per_step" in c:
+                low, high = (1e6 * c[f"seconds_{q}"] / row["T"] for q in ("q1", "q3"))
+                figures = [f"{c['us_per_step']:.3g}", f"{low:.3g} to {high:.3g}"]
+                figures += [_share(c["bandwidth_share"]), _share(c["matrix_share"])]
+            lines.append([row["name"], c["name"], *figures, " ".join(note.split())[:120]])
+    return Table(title, header, lines)
+
+
+def ratios(groups: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for pairs of ways, how many times faster the second is, on equal rows."""
+    by_row: dict[str, dict[str, float]] = {}
+    for group in groups.values():
+        for row in group["rows"]:
+            for c in row.get("contestants", []):
+                if "seconds" in c:
+                    by_row.setdefault(row["name"], {})[c["name"]] = c["seconds"]
+    return [
+        {"row": name, "slower": slower, "faster": faster, "ratio": found[slower] / found[faster]}
+        for name, found in by_row.items()
+        for slower, faster in PAIRS
+        if slower in found and faster in found
+    ]
+
+
+def ratio_table(found: list[dict[str, Any]]) -> Table:
+    """Return the geometric means and extremes of the ratios, forward and backward apart."""
+    sorted_: dict[tuple[str, str, str], list[float]] = {}
+    for entry in found:
+        way = "forward + backward" if entry["row"].endswith("backward") else "forward"
+        key = (entry["slower"], entry["faster"], way)
+        sorted_.setdefault(key, []).append(entry["ratio"])
+    lines = [
+        [
+            f"{slower} / {faster}",
+            way,
+            f"{np.exp(np.mean(np.log(values))):.2f}",
+            f"{min(values):.2f}",
+            f"{max(values):.2f}",
+            str(len(values)),
+        ]
+        for (slower, faster, way), values in sorted_.items()
+    ]
+    header = ["time of / time of", "", "geometric mean", "least", "greatest", "rows"]
+    return Table("On equal rows", header, lines)
+
+
+def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
+    """Plot microseconds per step: a panel for heads and one for dense rows, a mark for each way."""
+    rows = [r for g in groups.values() for r in g["rows"] if "contestants" in r]
+    panels = {
+        "LSTM of heads": [r for r in rows if r["D"] != r["H"]],
+        "Dense LSTM": [r for r in rows if r["D"] == r["H"]],
+    }
+    names = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
+    height = 3 + 0.22 * max(map(len, names.values()))
+    figure = plots.figure_of(figsize=(16, height))
+    for axes, (title, kept) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        points: dict[str, tuple[list[float], list[int]]] = {}
+        for row in kept:
+            for c in row["contestants"]:
+                if "us_per_step" in c:
+                    xs, ys = points.setdefault(c["name"], ([], []))
+                    xs.append(c["us_per_step"])
+                    ys.append(names[title].index(row["name"]))
+        for (name, (xs, ys)), marker in zip(points.items(), "osD^v<>P" * 4, strict=False):
+            axes.plot(xs, ys, marker, label=name, linestyle="", alpha=0.8)
+        if points:
+            axes.set_xscale("log")
+            axes.legend(fontsize="small")
+        axes.set_yticks(range(len(names[title])), names[title])
+        axes.tick_params(axis="y", labelsize="x-small")
+        axes.invert_yaxis()
+        axes.set_xlabel("microseconds per step")
+        axes.set_title(title)
+    plots.save(figure, path)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

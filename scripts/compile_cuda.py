@@ -1,0 +1,165 @@
+"""Check without a GPU: compile for an H200, and hold what comes out against what is promised.
+
+    graphs     gradients by the explicit reverse pass, with `jb.gpu_compiler_options()`: one CUDA
+               graph encloses all loops, and no product in a loop over steps is a gradient of
+               weights; those of the plain scan are shown beside them
+    kernels    the kernels of `jb.fused()`: registers, spills, shared memory, and what a step
+               does, against a budget
+
+The exit status is 1 if a promise is broken, and 2 if something to compile with is missing.
+Nothing is run, so that nothing is said about time.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from benchmarks import report
+from benchmarks.progress import progress
+from h200 import graphs, kernels, target
+
+import jax_bptt as jb
+from jax_bptt.kernels import mosaic
+
+CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
+DTYPES = ("float32", "bfloat16")
+PARTS = ("graphs", "kernels")
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
+
+
+def check_graphs(device: target.Target, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Compile the gradients; return what was found and what of it is broken."""
+    found = []
+    for name, make in CELLS.items():
+        for dtype in DTYPES:
+            size = graphs.UNITS
+            cell = make(input_size=size, hidden_size=size, dtype=jnp.dtype(dtype))
+            for algorithm, promises in ((jb.bptt, True), (jb.autodiff, False)):
+                made = graphs.compiled(cell, algorithm(), jb.gpu_compiler_options(), device)
+                row = {"cell": name, "dtype": dtype, "algorithm": algorithm.__name__}
+                row |= made._asdict() | {"broken": graphs.broken(made) if promises else []}
+                found.append(row)
+                tick()
+    return found
+
+
+def check_kernels(device: target.Target, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Compile the kernels; return what each needs and what of it is over the budget."""
+    found = []
+    for kernel in kernels.KERNELS:
+        for direction, made in kernels.compiled(kernel, device).items():
+            budget = kernels.budget(kernel, direction)
+            row = {**kernel._asdict(), "name": str(kernel), "direction": direction}
+            row |= {"measured": made._asdict(), "budget": budget._asdict()}
+            found.append(row | {"broken": kernels.exceeded(made, budget)})
+        tick()
+    return found
+
+
+def graph_table(rows: list[dict[str, Any]]) -> report.Table:
+    """Return the table of the gradients."""
+
+    def per_step(row):
+        pairs = zip(row["launches"], row["conditions"], strict=True)
+        return ", ".join(f"{body} + {condition}" for body, condition in pairs)
+
+    header = ["gradient", "loops", "in one graph", "launches a step", "weight products a step"]
+    lines = [
+        [
+            f"{row['cell']} {row['dtype']} {row['algorithm']}()",
+            str(row["loops"]),
+            "yes" if row["one_graph"] else "no",
+            per_step(row),
+            str(len(row["weight_products"])),
+        ]
+        for row in rows
+    ]
+    sizes = f"T={graphs.STEPS} B={graphs.BATCH} I=H={graphs.UNITS}"
+    title = f"Gradients with gpu_compiler_options(), {sizes}; launches of body + condition, "
+    return report.Table(title + "forward, reverse", header, lines)
+
+
+def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
+    """Return the table of the kernels: what each needs, and its budget where it has one."""
+    columns = kernels.Measured._fields
+
+    def entry(row, name):
+        most = row["budget"].get(name)
+        return str(row["measured"][name]) + ("" if most is None else f" / {most}")
+
+    lines = [
+        [f"{row['name']} {row['direction']}", *(entry(row, name) for name in columns)]
+        for row in rows
+    ]
+    header = ["kernel", *(name.replace("_", " ") for name in columns)]
+    return report.Table("Kernels of fused(), found / allowed", header, lines)
+
+
+CHECKS = {"graphs": (check_graphs, graph_table), "kernels": (check_kernels, kernel_table)}
+
+
+def obstacle() -> str | None:
+    """Return what is missing to compile, and how to get it; None if nothing."""
+    if missing := target.missing():
+        return f"{', '.join(missing)} not installed; {target.INSTALL}"
+    return mosaic.available()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what compiles."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="compile_cuda.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="both")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = make_parser().parse_args(argv)
+    if reason := obstacle():
+        print(f"compile_cuda: {reason}", file=sys.stderr)
+        return 2
+    # No GPU is looked for: what is compiled for is described, not there.
+    jax.config.update("jax_platforms", "cpu")
+    document: dict[str, Any] = {"schema": 1, "target": "NVIDIA H200", "versions": versions()}
+    device = target.h200()
+    total = {"graphs": 2 * len(CELLS) * len(DTYPES), "kernels": len(kernels.KERNELS)}
+    with progress(sum(total[part] for part in args.parts), "kernel") as tick:
+        for part in args.parts:
+            check, _ = CHECKS[part]
+            document[part] = check(device, tick)
+    broken = []
+    for part in args.parts:
+        print(report.text(CHECKS[part][1](document[part])) + "\n")
+        broken += [f"{part}: {name(row)}: {why}" for row in document[part] for why in row["broken"]]
+    print("compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+    print("\n".join(broken) or "all promises are kept")
+    if args.json is not None:
+        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 1 if broken else 0
+
+
+def name(row: dict[str, Any]) -> str:
+    """Return what a row is about."""
+    if "direction" in row:
+        return f"{row['name']} {row['direction']}"
+    return f"{row['cell']} {row['dtype']} {row['algorithm']}()"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of the check that compiles for an H200 without one."""

@@ -1,0 +1,152 @@
+"""Machine code of a GPU kernel: its loops, and what a pass through one does.
+
+A loop is a natural one: an edge back to an instruction through which all ways to it lead, and what
+reaches that edge without passing there. Spinning on a barrier that is not complete lies beside the
+code, in loops of one instruction or two; what a loop does in a pass is what it has outside the
+loops within it.
+"""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+
+class Instruction(NamedTuple):
+    """One instruction.
+
+    Attributes:
+      name: with all its suffixes, as `HMMA.16816.F32.BF16`.
+      operands: the rest of the line.
+      guarded: whether a predicate decides if it is executed.
+      target: the number of the instruction that a branch leads to, None for others.
+    """
+
+    name: str
+    operands: str
+    guarded: bool
+    target: int | None
+
+
+LINE = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<guard>@!?\w+\s+)?(?P<rest>[A-Z].*)")
+LABEL = re.compile(r"^\s*\.(L_x_\w+):")
+BRANCH = re.compile(r"`\(\.(L_x_\w+)\)")
+
+
+def parse(text: str) -> list[Instruction]:
+    """Return the instructions of a kernel, from the disassembly with labels."""
+    labels: dict[str, int] = {}
+    found: list[tuple[str, str, bool]] = []
+    for line in text.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(found)
+        elif match := LINE.search(line):
+            name, _, operands = match["rest"].rstrip(" ;").partition(" ")
+            found.append((name, operands.strip(), match["guard"] is not None))
+    return [
+        Instruction(name, operands, guarded, _target(name, operands, labels))
+        for name, operands, guarded in found
+    ]
+
+
+def _target(name: str, operands: str, labels: dict[str, int]) -> int | None:
+    label = BRANCH.search(operands)
+    return labels[label[1]] if name.startswith("BRA") and label else None
+
+
+def successors(code: list[Instruction]) -> list[list[int]]:
+    """Return for each instruction those that can follow it."""
+    found = []
+    for k, (name, _, guarded, target) in enumerate(code):
+        ends = name.split(".")[0] in ("BRA", "EXIT", "RET") and not guarded
+        following = [] if ends or k + 1 == len(code) else [k + 1]
+        found.append(following + ([] if target is None else [target]))
+    return found
+
+
+def loops(code: list[Instruction]) -> dict[int, set[int]]:
+    """Return the loops of a kernel: first instruction -> numbers of its instructions."""
+    after = successors(code)
+    before: list[list[int]] = [[] for _ in code]
+    for k, ends in enumerate(after):
+        for end in ends:
+            before[end].append(k)
+    found: dict[int, set[int]] = {}
+    backward = [(k, end) for k, ends in enumerate(after) for end in ends if end <= k]
+    for start in sorted({end for _, end in backward}):
+        around = _reached(after, 0, without=start) if start else set()
+        tails = [k for k, end in backward if end == start and k not in around]
+        body = {start}
+        todo = [k for k in tails if k != start]
+        while todo:
+            k = todo.pop()
+            if k not in body:
+                body.add(k)
+                todo += before[k]
+        if tails:
+            found[start] = body
+    return found
+
+
+def _reached(after: list[list[int]], first: int, without: int) -> set[int]:
+    """Return what can be reached from `first` without passing `without`."""
+    found: set[int] = set()
+    todo = [first]
+    while todo:
+        k = todo.pop()
+        if k not in found and k != without:
+            found.add(k)
+            todo += after[k]
+    return found
+
+
+def main_loop(code: list[Instruction]) -> list[Instruction]:
+    """Return what a pass through the longest loop does, loops within it left out.
+
+    Raises:
+      ValueError: there is no loop.
+    """
+    every = loops(code)
+    if not every:
+        raise ValueError("the kernel has no loop over steps")
+    start = max(every, key=lambda k: len(every[k]))
+    inner = set().union(*(b for k, b in every.items() if k != start and b < every[start]))
+    return [code[k] for k in sorted(every[start] - inner)]
+
+
+class Pass(NamedTuple):
+    """What one pass through a loop does, per warp.
+
+    Attributes:
+      instructions: all of them.
+      barriers: at which threads meet: arrivals at barriers in shared memory, and named ones.
+      ring: waits for data: those that are not for one of these barriers.
+      hmma: products on the tensor cores.
+      mufu: transcendental functions, square roots and reciprocals.
+      calls: of subroutines, whose instructions are not counted.
+    """
+
+    instructions: int
+    barriers: int
+    ring: int
+    hmma: int
+    mufu: int
+    calls: int
+
+
+def summary(body: list[Instruction]) -> Pass:
+    """Count what a pass does.
+
+    A thread arrives at a barrier in shared memory by an arrival of one (`A1T0`); who fetches says
+    besides how many bytes will come, by another instruction. Both are waited for in the same way.
+    """
+    kinds = Counter(i.name.split(".")[0] for i in body)
+    arrivals = sum(i.name.startswith("SYNCS.ARRIVE") and ".A1T0" in i.name for i in body)
+    waits = sum(i.name.startswith("SYNCS.PHASECHK") for i in body)
+    return Pass(
+        instructions=len(body),
+        barriers=arrivals + kinds["BAR"] + kinds["UCGABAR_ARV"],
+        ring=waits - arrivals,
+        hmma=kinds["HMMA"] + kinds["HGMMA"],
+        mufu=kinds["MUFU"],
+        calls=kinds["CALL"],
+    )

@@ -1,0 +1,240 @@
+"""What is read off compiled code, on fragments of what the compilers print."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("compile_cuda")
+    sys.path.remove(str(SCRIPTS))
+
+
+def part(name):
+    return importlib.import_module(f"h200.{name}")
+
+
+SEQUENCE = """\
+000: kCommandBuffer [source | sink]
+    001: kCopy         [source | next=002 (1)] kCopy
+    002: kWhile        [prev=001 (1) | next=010 (1)]
+condition:
+        003: kCustomKernel [source | sink] compare grid: [1, 1, 1]
+      body:
+        004: kWhile        [source | sink]
+condition:
+            005: kCustomKernel [source | sink] compare grid: [1, 1, 1]
+          body:
+            006: kCustomKernel [source | next=007 (1)] gemm_fusion grid: [4, 1, 1]
+            007: kAsyncStart   [prev=006 (1) | sink] stream=computation_stream[0]
+                008: kDynamicSliceFusion [source | sink] params=1, results=1
+                    009: kCopy [source | sink] kCopy
+            010: kAsyncDone    [source | sink] async_id=7
+    011: kWhile        [prev=002 (1) | sink]
+condition:
+        012: kCustomKernel [source | sink] compare grid: [1, 1, 1]
+      body:
+        013: kCustomKernel [source | sink] gemm_fusion grid: [4, 1, 1]
+"""
+
+OPTIMIZED = """\
+%product_computation (p: f32[64,512], q: f32[512,2048]) -> f32[4,64,2048] {
+  ROOT %dot.1 = f32[4,64,2048]{2,1,0} dot(%p, %q), lhs_contracting_dims={1}
+}
+
+%steps (state: (s32[], f32[64,512])) -> (s32[], f32[64,512]) {
+  %fusion.1 = f32[4,64,2048]{2,1,0} fusion(%a, %b), kind=kCustom, calls=%product_computation
+  %gemm = (f32[64,512]{1,0}, s8[0]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+}
+
+%more (state: (s32[], f32[64,512])) -> pred[] {
+  ROOT %less = pred[] compare(%a, %b), direction=LT
+}
+
+%blocks (state: (s32[], f32[64,512])) -> (s32[], f32[64,512]) {
+  %dot.2 = f32[1024,2048]{1,0} dot(%a, %b), lhs_contracting_dims={0}
+  %while.1 = (s32[], f32[64,512]{1,0}) while(%t), condition=%more, body=%steps
+}
+
+ENTRY %main (a: f32[64,512]) -> f32[64,512] {
+  %while.2 = (s32[], f32[64,512]{1,0}) while(%t), condition=%more, body=%blocks
+  %dot.3 = f32[512,2048]{1,0} dot(%a, %b), lhs_contracting_dims={0}
+}
+"""
+
+CODE = """\
+  -:-:0:Y:01  /*0000*/                   LDC R1, c[0x0][0x28]
+  -:-:-:Y:01  /*0010*/                   SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR4+0x20], RZ
+  -:-:1:Y:02  /*0020*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR4+0x20], R31
+  -:-:1:Y:02  /*0030*/              @!P3 BRA `(.L_x_1)
+.L_x_2:
+  -:-:1:Y:02  /*0040*/                   MUFU.RCP R1, R2
+.L_x_3:
+  -:-:1:Y:02  /*0050*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR9], R26
+  -:-:1:Y:02  /*0060*/              @!P3 BRA `(.L_x_4)
+.L_x_5:
+  -:-:1:Y:02  /*0070*/                   HMMA.16816.F32.BF16 R52, R64.reuse, R80, R24
+  -:-:1:Y:02  /*0080*/                   MUFU.EX2 R4, R4
+  -:-:1:Y:02  /*0090*/                   SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR4+0x20], RZ
+  -:-:1:Y:02  /*00a0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR4+0x20], R51
+  -:-:1:Y:02  /*00b0*/              @!P3 BRA `(.L_x_6)
+.L_x_7:
+  -:-:1:Y:02  /*00c0*/               @P1 BRA `(.L_x_8)
+  -:-:1:Y:02  /*00d0*/                   SYNCS.ARRIVE.TRANS64 RZ, [UR9], R42
+  -:-:1:Y:02  /*00e0*/                   @UP0 UTMALDG.5D [UR8], [UR18]
+.L_x_8:
+  -:-:1:Y:02  /*00f0*/              @!P0 EXIT
+  -:-:1:Y:02  /*0100*/                   BRA `(.L_x_3)
+.L_x_1:
+  -:-:1:Y:02  /*0110*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [R2+URZ+0x20], R3
+  -:-:1:Y:02  /*0120*/              @!P3 BRA `(.L_x_1)
+  -:-:1:Y:02  /*0130*/                   BRA `(.L_x_2)
+.L_x_4:
+  -:-:1:Y:02  /*0140*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [R2+URZ], R26
+  -:-:1:Y:02  /*0150*/              @!P3 BRA `(.L_x_4)
+  -:-:1:Y:02  /*0160*/                   BRA `(.L_x_5)
+.L_x_6:
+  -:-:1:Y:02  /*0170*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [R2+URZ+0x20], R51
+  -:-:1:Y:02  /*0180*/              @!P3 BRA `(.L_x_6)
+  -:-:1:Y:02  /*0190*/                   BRA `(.L_x_7)
+.L_x_9:
+  -:-:1:Y:02  /*01a0*/                   BRA `(.L_x_9)
+"""
+
+ASSEMBLER = """\
+ptxas info    : Compiling entry function 'body' for 'sm_90a'
+ptxas         .     16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers, 17 bytes smem
+"""
+RESOURCES = "Resources(smem_scratch_bytes=69632, tmem_scratch_cols=0)"
+
+
+def test_loops_and_launches_of_a_sequence(script):
+    graphs = part("graphs")
+    found = graphs.measured(SEQUENCE, OPTIMIZED)
+    assert found == graphs.Measured(True, 3, [2, 1], [1, 1], [])
+    assert graphs.broken(found) == []
+
+
+def test_a_loop_outside_the_graph_is_seen(script):
+    graphs = part("graphs")
+    outside = SEQUENCE.replace("    011: kWhile ", "011: kWhile ")
+    found = graphs.measured(outside, OPTIMIZED)
+    assert not found.one_graph and found.loops == 3
+    assert graphs.broken(found) == ["no CUDA graph encloses all loops"]
+    assert not graphs.in_one_graph([])
+
+
+def test_products_of_the_loops_over_steps(script):
+    graphs = part("graphs")
+    assert graphs.products_in_step_loops(OPTIMIZED) == [(4, 64, 2048), (64, 512)]
+    summed = OPTIMIZED.replace("f32[4,64,2048]{2,1,0} dot", "f32[512,2048]{1,0} dot")
+    (why,) = graphs.broken(graphs.measured(SEQUENCE, summed))
+    assert why == "a product [512, 2048] of a loop sums over the batch"
+
+
+def test_a_pass_through_the_loop(script):
+    sass = part("sass")
+    code = sass.parse(CODE)
+    assert len(code) == 27
+    assert {len(body) for body in sass.loops(code).values()} == {1, 2, 18}
+    assert sass.summary(sass.main_loop(code)) == sass.Pass(
+        instructions=14, barriers=1, ring=1, hmma=1, mufu=1, calls=0
+    )
+    with pytest.raises(ValueError, match="no loop"):
+        sass.main_loop(code[:3])
+
+
+@pytest.mark.parametrize(
+    "line, field",
+    [
+        ("SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR4+0x28], RZ", "barriers"),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0", "barriers"),
+        ("SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR8], R26", "ring"),
+        ("MUFU.TANH R4, R4", "mufu"),
+        ("HMMA.16816.F32 R52, R64, R80, R24", "hmma"),
+        ("CALL.REL.NOINC `(.L_x_9)", "calls"),
+    ],
+)
+def test_one_more_is_over_the_budget(script, line, field):
+    kernels = part("kernels")
+    before = kernels.measured(ASSEMBLER, RESOURCES, CODE)
+    most = {name: getattr(before, name) for name in kernels.Budget._fields}
+    budget = kernels.Budget(**most)
+    assert kernels.exceeded(before, budget) == []
+    wait = "  /*0078*/  SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR4+0x28], R26\n" * ("A1T0" in line)
+    place = "  -:-:1:Y:02  /*0080*/"
+    after = kernels.measured(
+        ASSEMBLER, RESOURCES, CODE.replace(place, f"  /*0078*/  {line}\n{wait}{place}")
+    )
+    (why,) = kernels.exceeded(after, budget)
+    assert why == f"{field} {most[field] + 1} > {most[field]}"
+
+
+def test_what_the_assembler_says(script):
+    kernels = part("kernels")
+    found = kernels.measured(ASSEMBLER, RESOURCES, CODE)
+    assert (found.registers, found.shared_bytes, found.spilled_bytes) == (96, 69632, 16)
+    with pytest.raises(ValueError, match="registers"):
+        kernels.measured(ASSEMBLER.replace("Used", "Needs"), RESOURCES, CODE)
+
+
+def test_budgets(script):
+    kernels = part("kernels")
+    lstm = kernels.Kernel("lstm", 64, "bfloat16")
+    forward, reverse = (kernels.budget(lstm, d) for d in ("forward", "reverse"))
+    assert (forward.hmma, forward.mufu, forward.spilled_bytes) == (16, 40, 0)
+    assert (reverse.mufu, reverse.barriers) == (0, 1)
+    assert kernels.budget(lstm._replace(dtype="float32"), "forward").hmma == 96
+
+
+@pytest.fixture
+def compiled(script, monkeypatch):
+    """Replace the compiler by what it would have found."""
+    graphs, kernels = part("graphs"), part("kernels")
+    good = graphs.measured(SEQUENCE, OPTIMIZED)
+    kernel = kernels.Measured(96, 69632, 0, 500, 1, 1, 12, 0, 0)
+    monkeypatch.setattr(script, "obstacle", lambda: None)
+    monkeypatch.setattr(script, "versions", lambda: {"jax": "1"})
+    monkeypatch.setattr(part("target"), "h200", lambda: None)
+    monkeypatch.setattr(graphs, "compiled", lambda *args: good)
+    monkeypatch.setattr(kernels, "compiled", lambda *args: {"reverse": kernel})
+    return good, kernel
+
+
+def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsys):
+    good, kernel = compiled
+    path = tmp_path / "report.json"
+    assert script.main(["--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "lstm float32 bptt()" in printed and "all promises are kept" in printed
+    document = json.loads(path.read_text())
+    assert len(document["graphs"]) == 12 and len(document["kernels"]) == len(
+        part("kernels").KERNELS
+    )
+
+    bad = good._replace(one_graph=False)
+    monkeypatch.setattr(part("graphs"), "compiled", lambda *args: bad)
+    spilled = kernel._replace(spilled_bytes=100)
+    monkeypatch.setattr(part("kernels"), "compiled", lambda *args: {"reverse": spilled})
+    assert script.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "graphs: lstm float32 bptt(): no CUDA graph encloses all loops" in printed
+    assert "autodiff(): no CUDA graph" not in printed
+    assert "kernels: gru D=64 bfloat16 reverse: spilled_bytes 100 > 0" in printed
+
+
+def test_what_to_install_is_said(script, monkeypatch, capsys):
+    monkeypatch.setattr(part("target"), "NEEDED", {"no_such_plugin": "the plugin"})
+    assert script.main([]) == 2
+    error = capsys.readouterr().err
+    assert error == "compile_cuda: the plugin not installed; pip install 'jax_bptt[cuda-compile]'\n"
+    monkeypatch.setattr(part("target"), "NEEDED", {"no.such.bin.program": "the program"})
+    assert part("target").missing() == ["the program"]
