@@ -1,0 +1,276 @@
+"""Dense recurrence on a GPU: all steps of a sequence in one launch, spread over a cluster.
+
+A cluster of P blocks of threads keeps all H units and ROWS rows of the batch for all T steps (see
+`gpu_steps`), each block H / P of the units, with all gates of theirs. Forward, a block needs the
+whole hidden state:
+
+    feedback[own] = sum_q hidden[of block q] M[of q, own]
+
+Backwards it makes its contribution to the derivatives of all units, of which there are fewer than
+of gates, and each block adds up what it is sent:
+
+    part_p[of q] = e[of p] M[of q, of p]^T          d_{t-1}[own] = d_prev[own] + sum_p part_p[own]
+
+Either is stored to global memory, which for so little is the second-level cache, by asynchronous
+copies from shared memory; then the cluster meets at a barrier, and each block fetches what it needs
+in the same way. Of two places in memory, one is read while the other is written: whoever writes to
+one again has met with all that read it. Distributed shared memory would be nearer, but JAX's
+interpreter has no rule for storing to it, and what cannot be run anywhere is not to be trusted.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+
+from jax_bptt.kernels import gpu_parts as parts
+from jax_bptt.kernels import gpu_steps, mosaic
+from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.gpu_parts import Place, Plan
+from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
+
+DEPTH = 2
+"""Steps that are fetched ahead: each takes longer than the latency of the memory."""
+
+BLOCKS = 8
+"""Blocks of a cluster at the most, which every GPU that has clusters can run."""
+
+
+def blocks_of(size: int) -> int | None:
+    """Return over how many blocks `size` units are spread: the most, of up to 4 warpgroups."""
+    tiles, rest = divmod(size, UNITS)
+    fit = [p for p in range(1, BLOCKS + 1) if tiles and not tiles % p and tiles // p <= 4]
+    return max(fit, default=None) if not rest else None
+
+
+def unsupported(form: Form) -> str | None:
+    """Return why the kernels cannot take `form`, None if they can."""
+    if reason := mosaic.available():
+        return reason
+    return None
+
+
+def forward(
+    form: Form,
+    state: tuple[Array, ...],
+    drives: Array,
+    flags: Array | None,
+    *,
+    save: bool,
+    approximate: bool = False,
+    interpret: Any = None,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Run all steps of a gated cell of one dense matrix; as `gpu_steps.forward`."""
+    plan = _plan(form, drives)
+    count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
+    hidden = plan.parts * plan.size
+    scheme = gpu_steps.Scheme(
+        plan,
+        parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 4, 1)), plan.dtype),
+        (jax.ShapeDtypeStruct((2 * count, plan.rows, hidden), dtype),),
+        (
+            mosaic.shared_tiles((count, ROWS, plan.size), dtype),
+            mosaic.shared_tiles((count, ROWS, hidden), dtype),
+            plgpu.Barrier(),
+            plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
+        ),
+        lambda place, matrix_ref, passing, scratch: _Gather(
+            place, place.matrix(matrix_ref), *passing, *scratch, mosaic.multiply(interpret)
+        ),
+    )
+    return gpu_steps.forward(
+        scheme,
+        form,
+        state,
+        drives,
+        flags,
+        save=save,
+        approximate=approximate,
+        interpret=interpret,
+    )
+
+
+def backward(
+    form: Form,
+    state: tuple[Array, ...],
+    states: tuple[Array, ...],
+    saved: tuple[Array, ...],
+    flags: Array | None,
+    d_last: tuple[Array, ...],
+    d_states: tuple[Array | None, ...],
+    *,
+    approximate: bool = False,
+    interpret: Any = None,
+) -> tuple[
+    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
+]:
+    """Run the reverse pass of all steps; as `gpu_steps.backward`."""
+    plan = _plan(form, states[0])
+    count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
+    d_feedback = form.step.d_feedback
+    sums = 2 * (plan.rows // ROWS) * plan.parts**2
+    scheme = gpu_steps.Scheme(
+        plan,
+        parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 1, 4)), plan.dtype),
+        (jax.ShapeDtypeStruct((sums, ROWS, plan.size), jnp.float32),),
+        (
+            mosaic.shared_tiles((len(parts.crossing(d_feedback)), count, ROWS, plan.size), dtype),
+            mosaic.shared_tiles((plan.parts, ROWS, plan.size), jnp.float32),
+            plgpu.Barrier(num_arrivals=plan.threads),
+            plgpu.Barrier(),
+            plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
+        ),
+        lambda place, matrix_ref, passing, scratch: _Reduce(
+            place,
+            place.matrix(matrix_ref),
+            *passing,
+            *scratch,
+            d_feedback,
+            mosaic.multiply(interpret),
+        ),
+    )
+    return gpu_steps.backward(
+        scheme,
+        form,
+        state,
+        states,
+        saved,
+        flags,
+        d_last,
+        d_states,
+        approximate=approximate,
+        interpret=interpret,
+    )
+
+
+class _Gather(NamedTuple):
+    """The forward products: each block fetches the hidden state of all; see `gpu_steps.Exchange`.
+
+    Attributes:
+      place: where the warpgroup works.
+      matrix: its columns, for each gate and each block whose units are multiplied.
+      passing: global memory, [2 pieces, B, H].
+      own: shared memory, [pieces, ROWS, units of a block].
+      hidden: shared memory, [pieces, ROWS, H].
+      arrived: a barrier for `hidden`.
+      cluster: a barrier for all warpgroups of the cluster.
+      multiply: the product of tiles.
+    """
+
+    place: Place
+    matrix: list[list[list[Array]]]
+    passing: Any
+    own: Any
+    hidden: Any
+    arrived: Any
+    cluster: Any
+    multiply: Any
+
+    def pass_on(self, t, hidden):
+        place, count = self.place, self.own.shape[0]
+        pieces = pl.ds((t % 2) * count, count)
+        place.expose(self.own, hidden)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(
+            self.own.at[:, :, place.own], self.passing.at[pieces, place.rows, place.units]
+        )
+        plgpu.wait_smem_to_gmem(0)
+        mosaic.sync(self.cluster)
+
+        @pl.when((place.thread == 0) & (t < place.plan.steps))
+        def _():
+            source = self.passing.at[pieces, place.rows]
+            plgpu.copy_gmem_to_smem(source, self.hidden, self.arrived)
+
+    def feedback(self, t, bias):
+        size = self.place.plan.size
+        plgpu.barrier_wait(self.arrived)
+        sums = list(bias)
+        for q in range(self.place.plan.parts):
+            rows = self.place.operand(self.hidden.at[:, :, pl.ds(q * size, size)])
+            sums = [
+                mosaic.add_product(a, rows, chunks[q], self.multiply)
+                for a, chunks in zip(sums, self.matrix, strict=True)
+            ]
+        return sums
+
+
+class _Reduce(NamedTuple):
+    """The reverse products: each block adds up what it is sent; see `gpu_steps.Exchange`.
+
+    Attributes:
+      place: where the warpgroup works.
+      matrix: for each gate and each block the columns of the warpgroup's share of its units.
+      passing: global memory, [2 x blocks of the batch x P to x P from, ROWS, units of a block].
+      own: shared memory, [crossing, pieces, ROWS, units of a block].
+      sums: shared memory, [P, ROWS, units of a block], to the others, then from them.
+      exposed: a barrier for all warpgroups of the block.
+      arrived: a barrier for `sums`.
+      cluster: a barrier for all warpgroups of the cluster.
+      d_feedback: for each gate, which emitted tile is the derivative of its feedback.
+      multiply: the product of tiles.
+    """
+
+    place: Place
+    matrix: list[list[list[Array]]]
+    passing: Any
+    own: Any
+    sums: Any
+    exposed: Any
+    arrived: Any
+    cluster: Any
+    d_feedback: tuple[int | None, ...]
+    multiply: Any
+
+    def pull(self, k, emitted, d, met):
+        place, count = self.place, self.place.plan.parts
+        crossing = parts.crossing(self.d_feedback)
+        for row, e in enumerate(crossing):
+            place.expose(self.own.at[row], emitted[e])
+        mosaic.sync(self.exposed)
+        sums = [place.tile(jnp.zeros_like(d))] * count
+        for e, chunks in zip(self.d_feedback, self.matrix, strict=True):
+            if e is not None:
+                rows = place.operand(self.own.at[crossing.index(e)])
+                sums = [
+                    mosaic.add_product(a, rows, columns, self.multiply)
+                    for a, columns in zip(sums, chunks, strict=True)
+                ]
+        for q, a in enumerate(sums):
+            mosaic.store(self.sums.at[q, :, place.own], a)
+        plgpu.commit_smem()
+        # Numbered by step, block of the batch, whom it is for and who sends it.
+        first = ((k % 2) * (place.plan.rows // ROWS) + place.block) * count
+        for q in range(count):
+            target = self.passing.at[(first + q) * count + place.part, :, place.own]
+            plgpu.copy_smem_to_gmem(self.sums.at[q, :, place.own], target)
+        plgpu.wait_smem_to_gmem(0)
+        mosaic.sync(self.cluster)
+
+        @pl.when(place.thread == 0)
+        def _():
+            source = self.passing.at[pl.ds((first + place.part) * count, count)]
+            plgpu.copy_gmem_to_smem(source, self.sums, self.arrived)
+
+        met()
+        plgpu.barrier_wait(self.arrived)
+        for p in range(count):
+            d = d + place.load(self.sums.at[p])
+        return d
+
+
+def _plan(form: Form, like: Array) -> Plan:
+    """Return the plan for `form` and arrays like `like` [T, B, ...]."""
+    steps, batch = like.shape[:2]
+    size = form.matrix.shape[1]
+    blocks = blocks_of(size)
+    assert blocks is not None, size
+    return Plan(form.matrix.dtype, steps, parts.rows_of(batch), blocks, size // blocks, DEPTH, True)
+
+
+def _squares(form: Form, plan: Plan) -> Array:
+    """Return the matrix [H, G, H] by blocks, [from, units, G, to, units]."""
+    gates = form.matrix.shape[2]
+    return form.matrix.reshape(plan.parts, plan.size, gates, plan.parts, plan.size)
