@@ -71,7 +71,7 @@ def forward(
         parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 4, 1)), plan.dtype),
         (jax.ShapeDtypeStruct((2 * count, plan.rows, hidden), dtype),),
         (
-            mosaic.shared_tiles((count, ROWS, plan.size), dtype),
+            mosaic.shared_tiles((plan.threads, count, ROWS, UNITS), dtype),
             mosaic.shared_tiles((count, ROWS, hidden), dtype),
             plgpu.Barrier(),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
@@ -110,16 +110,16 @@ def backward(
     plan = _plan(form, states[0])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     d_feedback = form.step.d_feedback
-    sums = 2 * (plan.rows // ROWS) * plan.parts**2
+    sums = 2 * (plan.rows // ROWS) * plan.parts**2 * plan.threads
     scheme = gpu_steps.Scheme(
         plan,
         parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 1, 4)), plan.dtype),
-        (jax.ShapeDtypeStruct((sums, ROWS, plan.size), jnp.float32),),
+        (jax.ShapeDtypeStruct((sums, ROWS, UNITS), jnp.float32),),
         (
             mosaic.shared_tiles((len(parts.crossing(d_feedback)), count, ROWS, plan.size), dtype),
-            mosaic.shared_tiles((plan.parts, ROWS, plan.size), jnp.float32),
+            mosaic.shared_tiles((plan.threads, plan.parts, ROWS, UNITS), jnp.float32),
             plgpu.Barrier(num_arrivals=plan.threads),
-            plgpu.Barrier(),
+            plgpu.Barrier(num_barriers=plan.threads),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
         ),
         lambda place, matrix_ref, passing, scratch: _Reduce(
@@ -152,7 +152,7 @@ class _Gather(NamedTuple):
       place: where the warpgroup works.
       matrix: its columns, for each gate and each block whose units are multiplied.
       passing: global memory, [2 pieces, B, H].
-      own: shared memory, [pieces, ROWS, units of a block].
+      own: shared memory, [warpgroups, pieces, ROWS, UNITS].
       hidden: shared memory, [pieces, ROWS, H].
       arrived: a barrier for `hidden`.
       cluster: a barrier for all warpgroups of the cluster.
@@ -169,13 +169,13 @@ class _Gather(NamedTuple):
     multiply: Any
 
     def pass_on(self, t, hidden):
-        place, count = self.place, self.own.shape[0]
-        pieces = pl.ds((t % 2) * count, count)
-        place.expose(self.own, hidden)
+        place, own = self.place, self.own.at[self.place.thread]
+        tiles = mosaic.pieces(hidden, place.plan.dtype)
+        for k, tile in enumerate(tiles):
+            mosaic.store(own.at[k], tile)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(
-            self.own.at[:, :, place.own], self.passing.at[pieces, place.rows, place.units]
-        )
+        pieces = pl.ds((t % 2) * len(tiles), len(tiles))
+        plgpu.copy_smem_to_gmem(own, self.passing.at[pieces, place.rows, place.units])
         plgpu.wait_smem_to_gmem(0)
         mosaic.sync(self.cluster)
 
@@ -203,11 +203,11 @@ class _Reduce(NamedTuple):
     Attributes:
       place: where the warpgroup works.
       matrix: for each gate and each block the columns of the warpgroup's share of its units.
-      passing: global memory, [2 x blocks of the batch x P to x P from, ROWS, units of a block].
+      passing: global memory, [2 x blocks of the batch x P to x warpgroups x P from, ROWS, UNITS].
       own: shared memory, [crossing, pieces, ROWS, units of a block].
-      sums: shared memory, [P, ROWS, units of a block], to the others, then from them.
+      sums: shared memory, [warpgroups, P, ROWS, UNITS], to the others, then from them.
       exposed: a barrier for all warpgroups of the block.
-      arrived: a barrier for `sums`.
+      arrived: a barrier for each warpgroup's `sums`.
       cluster: a barrier for all warpgroups of the cluster.
       d_feedback: for each gate, which emitted tile is the derivative of its feedback.
       multiply: the product of tiles.
@@ -238,26 +238,26 @@ class _Reduce(NamedTuple):
                     mosaic.add_product(a, rows, columns, self.multiply)
                     for a, columns in zip(sums, chunks, strict=True)
                 ]
+        shared, arrived = self.sums.at[place.thread], self.arrived.at[place.thread]
         for q, a in enumerate(sums):
-            mosaic.store(self.sums.at[q, :, place.own], a)
+            mosaic.store(shared.at[q], a)
         plgpu.commit_smem()
-        # Numbered by step, block of the batch, whom it is for and who sends it.
         first = ((k % 2) * (place.plan.rows // ROWS) + place.block) * count
+
+        def sent_to(q):
+            """The number of the first tile that is for this warpgroup's units of block q."""
+            return ((first + q) * place.plan.threads + place.thread) * count
+
         for q in range(count):
-            target = self.passing.at[(first + q) * count + place.part, :, place.own]
-            plgpu.copy_smem_to_gmem(self.sums.at[q, :, place.own], target)
+            target = self.passing.at[sent_to(q) + place.part]
+            plgpu.copy_smem_to_gmem(shared.at[q], target, commit_group=q == count - 1)
         plgpu.wait_smem_to_gmem(0)
         mosaic.sync(self.cluster)
-
-        @pl.when(place.thread == 0)
-        def _():
-            source = self.passing.at[pl.ds((first + place.part) * count, count)]
-            plgpu.copy_gmem_to_smem(source, self.sums, self.arrived)
-
+        plgpu.copy_gmem_to_smem(self.passing.at[pl.ds(sent_to(place.part), count)], shared, arrived)
         met()
-        plgpu.barrier_wait(self.arrived)
+        plgpu.barrier_wait(arrived)
         for p in range(count):
-            d = d + place.load(self.sums.at[p])
+            d = d + mosaic.load(shared.at[p], place.plan.layouts.tile)
         return d
 
 
