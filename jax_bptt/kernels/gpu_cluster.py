@@ -34,6 +34,9 @@ from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 DEPTH = 2
 """Steps that are fetched ahead: each takes longer than the latency of the memory."""
 
+REST = 95
+"""Registers of a thread for all that is not matrix."""
+
 BLOCKS = 8
 """Blocks of a cluster at the most, which every GPU that has clusters can run."""
 
@@ -66,18 +69,25 @@ def forward(
     plan = _plan(form, drives)
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     hidden = plan.parts * plan.size
+    squares = jnp.transpose(_squares(form, plan), (4, 3, 0, 1, 5, 6, 2))
+    matrix = _Split(plan, _merged(squares), 0)
     scheme = gpu_steps.Scheme(
         plan,
-        parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 4, 1)), plan.dtype),
+        matrix.inputs(),
         (jax.ShapeDtypeStruct((2 * count, plan.rows, hidden), dtype),),
         (
+            matrix.scratch(),
             mosaic.shared_tiles((plan.threads, count, ROWS, UNITS), dtype),
             mosaic.shared_tiles((count, ROWS, hidden), dtype),
             plgpu.Barrier(),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
         ),
-        lambda place, matrix_ref, passing, scratch: _Gather(
-            place, place.matrix(matrix_ref), *passing, *scratch, mosaic.multiply(interpret)
+        lambda place, refs, passing, scratch: _Gather(
+            place,
+            matrix.load(place, refs, scratch[0]),
+            *passing,
+            *scratch[1:],
+            mosaic.multiply(interpret),
         ),
     )
     return gpu_steps.forward(
@@ -111,22 +121,25 @@ def backward(
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     d_feedback = form.step.d_feedback
     sums = 2 * (plan.rows // ROWS) * plan.parts**2 * plan.threads
+    squares = jnp.transpose(_squares(form, plan), (4, 3, 0, 5, 1, 2, 6))
+    matrix = _Split(plan, _merged(squares), plan.parts)
     scheme = gpu_steps.Scheme(
         plan,
-        parts.in_pieces(jnp.transpose(_squares(form, plan), (3, 2, 0, 1, 4)), plan.dtype),
+        matrix.inputs(),
         (jax.ShapeDtypeStruct((sums, ROWS, UNITS), jnp.float32),),
         (
+            matrix.scratch(),
             mosaic.shared_tiles((len(parts.crossing(d_feedback)), count, ROWS, plan.size), dtype),
             mosaic.shared_tiles((plan.threads, plan.parts, ROWS, UNITS), jnp.float32),
             plgpu.Barrier(num_arrivals=plan.threads),
             plgpu.Barrier(num_barriers=plan.threads),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
         ),
-        lambda place, matrix_ref, passing, scratch: _Reduce(
+        lambda place, refs, passing, scratch: _Reduce(
             place,
-            place.matrix(matrix_ref),
+            matrix.load(place, refs, scratch[0]),
             *passing,
-            *scratch,
+            *scratch[1:],
             d_feedback,
             mosaic.multiply(interpret),
         ),
@@ -145,12 +158,96 @@ def backward(
     )
 
 
+class _Split(NamedTuple):
+    """The matrices of a direction, of which the first chunks are for registers, others for memory.
+
+    Attributes:
+      plan: of the kernel.
+      chunks: [P, G, H / UNITS, out, UNITS], for each block its columns, UNITS rows of the operand
+        a chunk.
+      sums: how many tiles of sums a thread holds besides.
+    """
+
+    plan: Plan
+    chunks: Array
+    sums: int
+
+    @property
+    def held(self) -> int:
+        """How many chunks are for registers."""
+        _, gates, chunks, _, _ = self.chunks.shape
+        return min(_held(self.plan, gates, self.sums), chunks)
+
+    def inputs(self) -> tuple[Array, Array]:
+        """Return the chunks for registers and those for shared memory, in pieces."""
+        plan, held = self.plan, self.held
+        pieces = parts.in_pieces(self.chunks, plan.dtype)
+        shared = pieces[:, :, held:]
+        shared = shared.reshape(*shared.shape[:4], plan.threads, UNITS, UNITS)
+        shared = jnp.transpose(shared, (0, 4, 2, 1, 3, 5, 6))
+        return pieces[:, :, :held], shared.reshape(-1, UNITS, UNITS)
+
+    def scratch(self) -> Any:
+        """Return what is needed of shared memory, and a barrier."""
+        plan = self.plan
+        tiles = self.tiles
+        if not tiles:
+            return ()
+        dtype = mosaic.piece_dtype(plan.dtype)
+        return (
+            mosaic.shared_tiles((plan.threads, tiles, UNITS, UNITS), dtype),
+            plgpu.Barrier(num_barriers=plan.threads),
+        )
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles of a warpgroup, [UNITS, UNITS], lie in shared memory."""
+        gates, chunks = self.chunks.shape[1:3]
+        return (chunks - self.held) * gates * mosaic.piece_count(self.plan.dtype)
+
+    def load(self, place: Place, refs: Any, scratch: Any) -> "_Matrix":
+        """Load both."""
+        held, shared = refs
+        if not scratch:
+            return _Matrix(place, place.matrix(held), None)
+        target, arrived = (ref.at[place.thread] for ref in scratch)
+        first = (place.part * self.plan.threads + place.thread) * self.tiles
+        plgpu.copy_gmem_to_smem(shared.at[pl.ds(first, self.tiles)], target, arrived)
+        held = place.matrix(held)
+        plgpu.barrier_wait(arrived)
+        return _Matrix(place, held, target)
+
+
+class _Matrix(NamedTuple):
+    """A warpgroup's columns of the matrices, some of them in registers.
+
+    Attributes:
+      place: where the warpgroup works.
+      held: for each gate, the first chunks, each in pieces.
+      shared: the other ones in shared memory, [chunks x gates x pieces, UNITS, UNITS].
+    """
+
+    place: Place
+    held: list[list[list[Array]]]
+    shared: Any
+
+    def columns(self, gate: int, chunk: int) -> list[Array]:
+        """Return the pieces of a chunk of a gate's columns."""
+        gates, held = len(self.held), len(self.held[0])
+        if chunk < held:
+            return self.held[gate][chunk]
+        count = mosaic.piece_count(self.place.plan.dtype)
+        first = ((chunk - held) * gates + gate) * count
+        layout = self.place.plan.layouts.matrix
+        return [mosaic.load_transposed(self.shared.at[first + k], layout) for k in range(count)]
+
+
 class _Gather(NamedTuple):
     """The forward products: each block fetches the hidden state of all; see `gpu_steps.Exchange`.
 
     Attributes:
       place: where the warpgroup works.
-      matrix: its columns, for each gate and each block whose units are multiplied.
+      matrix: its columns, a chunk for UNITS units of the hidden state.
       passing: global memory, [2 pieces, B, H].
       own: shared memory, [warpgroups, pieces, ROWS, UNITS].
       hidden: shared memory, [pieces, ROWS, H].
@@ -160,7 +257,7 @@ class _Gather(NamedTuple):
     """
 
     place: Place
-    matrix: list[list[list[Array]]]
+    matrix: _Matrix
     passing: Any
     own: Any
     hidden: Any
@@ -185,14 +282,13 @@ class _Gather(NamedTuple):
             plgpu.copy_gmem_to_smem(source, self.hidden, self.arrived)
 
     def feedback(self, t, bias):
-        size = self.place.plan.size
         plgpu.barrier_wait(self.arrived)
         sums = list(bias)
-        for q in range(self.place.plan.parts):
-            rows = self.place.operand(self.hidden.at[:, :, pl.ds(q * size, size)])
+        for c in range(self.hidden.shape[-1] // UNITS):
+            rows = self.place.operand(self.hidden.at[:, :, pl.ds(c * UNITS, UNITS)])
             sums = [
-                mosaic.add_product(a, rows, chunks[q], self.multiply)
-                for a, chunks in zip(sums, self.matrix, strict=True)
+                mosaic.add_product(a, rows, self.matrix.columns(g, c), self.multiply)
+                for g, a in enumerate(sums)
             ]
         return sums
 
@@ -202,7 +298,8 @@ class _Reduce(NamedTuple):
 
     Attributes:
       place: where the warpgroup works.
-      matrix: for each gate and each block the columns of the warpgroup's share of its units.
+      matrix: chunks for each block, with the columns of the warpgroup's units in it, and of them
+        one for UNITS of the units whose derivatives are multiplied.
       passing: global memory, [2 x blocks of the batch x P to x warpgroups x P from, ROWS, UNITS].
       own: shared memory, [crossing, pieces, ROWS, units of a block].
       sums: shared memory, [warpgroups, P, ROWS, UNITS], to the others, then from them.
@@ -214,7 +311,7 @@ class _Reduce(NamedTuple):
     """
 
     place: Place
-    matrix: list[list[list[Array]]]
+    matrix: _Matrix
     passing: Any
     own: Any
     sums: Any
@@ -231,13 +328,18 @@ class _Reduce(NamedTuple):
             place.expose(self.own.at[row], emitted[e])
         mosaic.sync(self.exposed)
         sums = [place.tile(jnp.zeros_like(d))] * count
-        for e, chunks in zip(self.d_feedback, self.matrix, strict=True):
-            if e is not None:
-                rows = place.operand(self.own.at[crossing.index(e)])
-                sums = [
-                    mosaic.add_product(a, rows, columns, self.multiply)
-                    for a, columns in zip(sums, chunks, strict=True)
-                ]
+        chunks = place.plan.threads
+        for c in range(chunks):
+            for g, e in enumerate(self.d_feedback):
+                if e is not None:
+                    row = self.own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
+                    rows = place.operand(row)
+                    sums = [
+                        mosaic.add_product(
+                            a, rows, self.matrix.columns(g, q * chunks + c), self.multiply
+                        )
+                        for q, a in enumerate(sums)
+                    ]
         shared, arrived = self.sums.at[place.thread], self.arrived.at[place.thread]
         for q, a in enumerate(sums):
             mosaic.store(shared.at[q], a)
@@ -261,6 +363,14 @@ class _Reduce(NamedTuple):
         return d
 
 
+def _held(plan: Plan, gates: int, sums: int) -> int:
+    """Return how many chunks of the columns of `gates` fit into a thread's registers."""
+    registers = min(255, 65536 // (128 * plan.threads) // 8 * 8)
+    # Two values a register, 1/128 of UNITS rows and columns.
+    chunk = gates * UNITS * mosaic.piece_count(plan.dtype) // 8
+    return (registers - REST - 4 * sums) // chunk
+
+
 def _plan(form: Form, like: Array) -> Plan:
     """Return the plan for `form` and arrays like `like` [T, B, ...]."""
     steps, batch = like.shape[:2]
@@ -271,6 +381,12 @@ def _plan(form: Form, like: Array) -> Plan:
 
 
 def _squares(form: Form, plan: Plan) -> Array:
-    """Return the matrix [H, G, H] by blocks, [from, units, G, to, units]."""
-    gates = form.matrix.shape[2]
-    return form.matrix.reshape(plan.parts, plan.size, gates, plan.parts, plan.size)
+    """Return the matrix [H, G, H] by blocks and chunks, [P, W, UNITS, G, P, W, UNITS]."""
+    spread = plan.parts, plan.threads, UNITS
+    return form.matrix.reshape(*spread, form.matrix.shape[2], *spread)
+
+
+def _merged(squares: Array) -> Array:
+    """Return [P, G, P, W, W, UNITS, UNITS] as [P, G, chunks, out, in]."""
+    blocks, gates, _, threads, _, _, _ = squares.shape
+    return squares.reshape(blocks, gates, blocks * threads, threads * UNITS, UNITS)
