@@ -327,19 +327,20 @@ class _Reduce(NamedTuple):
         for row, e in enumerate(crossing):
             place.expose(self.own.at[row], emitted[e])
         mosaic.sync(self.exposed)
+        # What is stored now need not be kept in registers beside the sums.
+        met()
         sums = [place.tile(jnp.zeros_like(d))] * count
         chunks = place.plan.threads
-        for c in range(chunks):
-            for g, e in enumerate(self.d_feedback):
-                if e is not None:
-                    row = self.own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
-                    rows = place.operand(row)
-                    sums = [
-                        mosaic.add_product(
-                            a, rows, self.matrix.columns(g, q * chunks + c), self.multiply
-                        )
-                        for q, a in enumerate(sums)
-                    ]
+        for g, e in enumerate(self.d_feedback):
+            for c in range(chunks) if e is not None else ():
+                row = self.own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
+                rows = place.operand(row)
+                sums = [
+                    mosaic.add_product(
+                        a, rows, self.matrix.columns(g, q * chunks + c), self.multiply
+                    )
+                    for q, a in enumerate(sums)
+                ]
         shared, arrived = self.sums.at[place.thread], self.arrived.at[place.thread]
         for q, a in enumerate(sums):
             mosaic.store(shared.at[q], a)
@@ -356,7 +357,6 @@ class _Reduce(NamedTuple):
         plgpu.wait_smem_to_gmem(0)
         mosaic.sync(self.cluster)
         plgpu.copy_gmem_to_smem(self.passing.at[pl.ds(sent_to(place.part), count)], shared, arrived)
-        met()
         plgpu.barrier_wait(arrived)
         for p in range(count):
             d = d + mosaic.load(shared.at[p], place.plan.layouts.tile)

@@ -147,11 +147,11 @@ class _Exchange(NamedTuple):
         for row, e in enumerate(crossing):
             self.place.expose(self.exposed.at[k % 2, row], emitted[e])
         mosaic.sync(self.barrier)
-        met()
         for e, (columns,) in zip(self.d_feedback, self.matrix, strict=True):
             if e is not None:
                 rows = self.place.operand(self.exposed.at[k % 2, crossing.index(e)])
                 d = mosaic.add_product(d, rows, columns, self.multiply)
+        met()
         return d
 
 

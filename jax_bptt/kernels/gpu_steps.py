@@ -44,7 +44,11 @@ class Exchange(Protocol):
         ...
 
     def pull(self, k: Any, emitted: Sequence[Array], d: Array, met: Callable[[], None]) -> Array:
-        """Return d + e M^T of the k-th step from the end; call `met` once all threads have met."""
+        """Return d + e M^T of the k-th step from the end.
+
+        It calls `met` at some time after the threads of the block have met: there, what they read
+        is fetched anew, and what they made is stored.
+        """
         ...
 
 
@@ -253,14 +257,13 @@ def backward(
             if past is not None:
                 d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
             d = [place.tile(x) for x in d_prev]
-            d[form.recurrent] = exchange.pull(
-                k,
-                emitted,
-                d[form.recurrent],
-                lambda: parts.refill(ring, k, sources, place),
-            )
-            results = [*emitted, *(through if step.units else ())]
-            parts.store_tiles(out_refs[: len(results)], t, results, place)
+
+            def met():
+                parts.refill(ring, k, sources, place)
+                results = [*emitted, *(through if step.units else ())]
+                parts.store_tiles(out_refs[: len(results)], t, results, place)
+
+            d[form.recurrent] = exchange.pull(k, emitted, d[form.recurrent], met)
             if restart is not None:
                 d_start = [s + jnp.where(restart, x, 0.0) for s, x in zip(d_start, d, strict=True)]
                 d = [jnp.where(restart, 0.0, x) for x in d]
