@@ -194,6 +194,8 @@ def refill(ring: mosaic.Ring, step: Any, sources: Callable, place: Place) -> Non
 
     @pl.when(later < place.plan.steps)
     def _():
+        # A copy may overtake what was read before it, unless told not to.
+        plgpu.commit_smem()
         ring.fetch(later, sources(later), place.thread, place.plan.threads)
 
 
