@@ -28,31 +28,83 @@ from jax.experimental import pallas as pl
 from jax_bptt.kernels import gpu_parts as parts
 from jax_bptt.kernels import gpu_steps, mosaic
 from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.gpu_matrix import Matrix, Split
 from jax_bptt.kernels.gpu_parts import Place, Plan
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 
 DEPTH = 2
 """Steps that are fetched ahead: each takes longer than the latency of the memory."""
 
-REST = 95
-"""Registers of a thread for all that is not matrix."""
-
 BLOCKS = 8
-"""Blocks of a cluster at the most, which every GPU that has clusters can run."""
+"""Blocks of a cluster at the most: more than 8 are not portable."""
+
+SIZE = 512
+"""Units at the most, beyond which nothing has been compiled."""
+
+MEMORY = 232448 - 2048
+"""Bytes of shared memory that a block can have, less what barriers and alignment take."""
 
 
 def blocks_of(size: int) -> int | None:
-    """Return over how many blocks `size` units are spread: the most, of up to 4 warpgroups."""
+    """Return over how many blocks `size` units are spread, or None if they cannot be.
+
+    They are the most that divide the tiles of UNITS units, so that one has up to three.
+    """
     tiles, rest = divmod(size, UNITS)
-    fit = [p for p in range(1, BLOCKS + 1) if tiles and not tiles % p and tiles // p <= 4]
-    return max(fit, default=None) if not rest else None
+    if rest or not 2 <= tiles <= SIZE // UNITS:
+        return None
+    blocks = max(p for p in range(1, BLOCKS + 1) if not tiles % p)
+    return blocks if tiles // blocks <= 3 else None
 
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
     if reason := mosaic.available():
         return reason
+    heads, size, gates, _ = form.matrix.shape
+    dtype = form.matrix.dtype
+    if heads != 1:
+        return f"the GPU kernel over a cluster takes one dense matrix, not {heads} heads"
+    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        return f"the GPU kernel multiplies bfloat16, float16 or float32, not {dtype}"
+    if gates > 4:
+        return f"the GPU kernel takes up to 4 gates, not {gates}"
+    if blocks_of(size) is None:
+        return (
+            f"the GPU kernel over a cluster takes 64 to {SIZE} units, {UNITS} times a number that "
+            f"up to {BLOCKS} blocks divide in three at the most, not {size}"
+        )
+    needed = max(_bytes(form))
+    if needed > MEMORY:
+        return (
+            f"{gates} matrices [{size}, {size}] of {dtype} need {needed // 1024} KiB of shared "
+            f"memory in each of {blocks_of(size)} blocks, of {MEMORY // 1024} there are"
+        )
     return None
+
+
+def _bytes(form: Form) -> tuple[int, int]:
+    """Return how much shared memory the two kernels need at the most, forward and reverse."""
+    plan, step, gates = _plan(form, 1, 1), form.step, form.matrix.shape[2]
+    count = mosaic.piece_count(plan.dtype)
+    # A tile [ROWS, units of a block] in float32, and one of as many operands.
+    wide = 4 * ROWS * plan.size
+    narrow = 2 * count * ROWS * plan.size
+    line = 128
+    stored = step.saved * jnp.dtype(plan.dtype).itemsize * ROWS * plan.size
+    read = sum(step.reads_prev) + sum(step.reads_new) + step.states
+    gather = (
+        _gathering(plan, gates).bytes
+        + (1 + plan.parts) * narrow
+        + DEPTH * (step.drives * wide + line)
+    )
+    reduce = (
+        _reducing(plan, gates).bytes
+        + len(parts.crossing(step.d_feedback)) * narrow
+        + plan.parts * wide
+        + DEPTH * (stored + read * wide + line)
+    )
+    return gather, reduce
 
 
 def forward(
@@ -66,14 +118,15 @@ def forward(
     interpret: Any = None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Run all steps of a gated cell of one dense matrix; as `gpu_steps.forward`."""
-    plan = _plan(form, drives)
+    plan = _plan(form, *drives.shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     hidden = plan.parts * plan.size
-    squares = jnp.transpose(_squares(form, plan), (4, 3, 0, 1, 5, 6, 2))
-    matrix = _Split(plan, _merged(squares), 0)
+    gates = form.matrix.shape[2]
+    matrix = _gathering(plan, gates)
+    chunks = jnp.transpose(_squares(form, plan), (4, 3, 0, 1, 5, 6, 2))
     scheme = gpu_steps.Scheme(
         plan,
-        matrix.inputs(),
+        matrix.inputs(_merged(chunks)),
         (jax.ShapeDtypeStruct((2 * count, plan.rows, hidden), dtype),),
         (
             matrix.scratch(),
@@ -87,7 +140,7 @@ def forward(
             matrix.load(place, refs, scratch[0]),
             *passing,
             *scratch[1:],
-            mosaic.multiply(interpret),
+            multiply=mosaic.multiply(interpret),
         ),
     )
     return gpu_steps.forward(
@@ -117,15 +170,16 @@ def backward(
     tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
 ]:
     """Run the reverse pass of all steps; as `gpu_steps.backward`."""
-    plan = _plan(form, states[0])
+    plan = _plan(form, *states[0].shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     d_feedback = form.step.d_feedback
     sums = 2 * (plan.rows // ROWS) * plan.parts**2 * plan.threads
-    squares = jnp.transpose(_squares(form, plan), (4, 3, 0, 5, 1, 2, 6))
-    matrix = _Split(plan, _merged(squares), plan.parts)
+    gates = form.matrix.shape[2]
+    matrix = _reducing(plan, gates)
+    chunks = jnp.transpose(_squares(form, plan), (4, 3, 0, 5, 1, 2, 6))
     scheme = gpu_steps.Scheme(
         plan,
-        matrix.inputs(),
+        matrix.inputs(_merged(chunks)),
         (jax.ShapeDtypeStruct((sums, ROWS, UNITS), jnp.float32),),
         (
             matrix.scratch(),
@@ -140,8 +194,8 @@ def backward(
             matrix.load(place, refs, scratch[0]),
             *passing,
             *scratch[1:],
-            d_feedback,
-            mosaic.multiply(interpret),
+            d_feedback=d_feedback,
+            multiply=mosaic.multiply(interpret),
         ),
     )
     return gpu_steps.backward(
@@ -158,92 +212,8 @@ def backward(
     )
 
 
-class _Split(NamedTuple):
-    """The matrices of a direction, of which the first chunks are for registers, others for memory.
-
-    Attributes:
-      plan: of the kernel.
-      chunks: [P, G, H / UNITS, out, UNITS], for each block its columns, UNITS rows of the operand
-        a chunk.
-      sums: how many tiles of sums a thread holds besides.
-    """
-
-    plan: Plan
-    chunks: Array
-    sums: int
-
-    @property
-    def held(self) -> int:
-        """How many chunks are for registers."""
-        _, gates, chunks, _, _ = self.chunks.shape
-        return min(_held(self.plan, gates, self.sums), chunks)
-
-    def inputs(self) -> tuple[Array, Array]:
-        """Return the chunks for registers and those for shared memory, in pieces."""
-        plan, held = self.plan, self.held
-        pieces = parts.in_pieces(self.chunks, plan.dtype)
-        shared = pieces[:, :, held:]
-        shared = shared.reshape(*shared.shape[:4], plan.threads, UNITS, UNITS)
-        shared = jnp.transpose(shared, (0, 4, 2, 1, 3, 5, 6))
-        return pieces[:, :, :held], shared.reshape(-1, UNITS, UNITS)
-
-    def scratch(self) -> Any:
-        """Return what is needed of shared memory, and a barrier."""
-        plan = self.plan
-        tiles = self.tiles
-        if not tiles:
-            return ()
-        dtype = mosaic.piece_dtype(plan.dtype)
-        return (
-            mosaic.shared_tiles((plan.threads, tiles, UNITS, UNITS), dtype),
-            plgpu.Barrier(num_barriers=plan.threads),
-        )
-
-    @property
-    def tiles(self) -> int:
-        """How many tiles of a warpgroup, [UNITS, UNITS], lie in shared memory."""
-        gates, chunks = self.chunks.shape[1:3]
-        return (chunks - self.held) * gates * mosaic.piece_count(self.plan.dtype)
-
-    def load(self, place: Place, refs: Any, scratch: Any) -> "_Matrix":
-        """Load both."""
-        held, shared = refs
-        if not scratch:
-            return _Matrix(place, place.matrix(held), None)
-        target, arrived = (ref.at[place.thread] for ref in scratch)
-        first = (place.part * self.plan.threads + place.thread) * self.tiles
-        plgpu.copy_gmem_to_smem(shared.at[pl.ds(first, self.tiles)], target, arrived)
-        held = place.matrix(held)
-        plgpu.barrier_wait(arrived)
-        return _Matrix(place, held, target)
-
-
-class _Matrix(NamedTuple):
-    """A warpgroup's columns of the matrices, some of them in registers.
-
-    Attributes:
-      place: where the warpgroup works.
-      held: for each gate, the first chunks, each in pieces.
-      shared: the other ones in shared memory, [chunks x gates x pieces, UNITS, UNITS].
-    """
-
-    place: Place
-    held: list[list[list[Array]]]
-    shared: Any
-
-    def columns(self, gate: int, chunk: int) -> list[Array]:
-        """Return the pieces of a chunk of a gate's columns."""
-        gates, held = len(self.held), len(self.held[0])
-        if chunk < held:
-            return self.held[gate][chunk]
-        count = mosaic.piece_count(self.place.plan.dtype)
-        first = ((chunk - held) * gates + gate) * count
-        layout = self.place.plan.layouts.matrix
-        return [mosaic.load_transposed(self.shared.at[first + k], layout) for k in range(count)]
-
-
 class _Gather(NamedTuple):
-    """The forward products: each block fetches the hidden state of all; see `gpu_steps.Exchange`.
+    """The forward products: each block fetches the hidden state of all; see `gpu_steps.Gather`.
 
     Attributes:
       place: where the warpgroup works.
@@ -257,7 +227,7 @@ class _Gather(NamedTuple):
     """
 
     place: Place
-    matrix: _Matrix
+    matrix: Matrix
     passing: Any
     own: Any
     hidden: Any
@@ -294,7 +264,7 @@ class _Gather(NamedTuple):
 
 
 class _Reduce(NamedTuple):
-    """The reverse products: each block adds up what it is sent; see `gpu_steps.Exchange`.
+    """The reverse products: each block adds up what it is sent; see `gpu_steps.Reduce`.
 
     Attributes:
       place: where the warpgroup works.
@@ -311,7 +281,7 @@ class _Reduce(NamedTuple):
     """
 
     place: Place
-    matrix: _Matrix
+    matrix: Matrix
     passing: Any
     own: Any
     sums: Any
@@ -332,7 +302,9 @@ class _Reduce(NamedTuple):
         sums = [place.tile(jnp.zeros_like(d))] * count
         chunks = place.plan.threads
         for g, e in enumerate(self.d_feedback):
-            for c in range(chunks) if e is not None else ():
+            if e is None:
+                continue
+            for c in range(chunks):
                 row = self.own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
                 rows = place.operand(row)
                 sums = [
@@ -363,30 +335,32 @@ class _Reduce(NamedTuple):
         return d
 
 
-def _held(plan: Plan, gates: int, sums: int) -> int:
-    """Return how many chunks of the columns of `gates` fit into a thread's registers."""
-    registers = min(255, 65536 // (128 * plan.threads) // 8 * 8)
-    # Two values a register, 1/128 of UNITS rows and columns.
-    chunk = gates * UNITS * mosaic.piece_count(plan.dtype) // 8
-    return (registers - REST - 4 * sums) // chunk
-
-
-def _plan(form: Form, like: Array) -> Plan:
-    """Return the plan for `form` and arrays like `like` [T, B, ...]."""
-    steps, batch = like.shape[:2]
+def _plan(form: Form, steps: int, batch: int) -> Plan:
+    """Return the plan for `form` and arrays [T, B, ...]."""
     size = form.matrix.shape[1]
     blocks = blocks_of(size)
     assert blocks is not None, size
-    return Plan(form.matrix.dtype, steps, parts.rows_of(batch), blocks, size // blocks, DEPTH, True)
+    rows = parts.rows_of(batch)
+    return Plan(form.matrix.dtype, steps, rows, blocks, size // blocks, DEPTH, clustered=True)
+
+
+def _gathering(plan: Plan, gates: int) -> Split:
+    """Return how the forward matrices are divided: all rows of a warpgroup's columns."""
+    return Split(plan, gates, sums=0)
+
+
+def _reducing(plan: Plan, gates: int) -> Split:
+    """Return how those of the reverse pass are: a block's rows, a sum for the units of each."""
+    return Split(plan, gates, sums=plan.parts)
 
 
 def _squares(form: Form, plan: Plan) -> Array:
-    """Return the matrix [H, G, H] by blocks and chunks, [P, W, UNITS, G, P, W, UNITS]."""
+    """Return the matrix [H, G, H] by blocks and warpgroups, [P, W, UNITS, G, P, W, UNITS]."""
     spread = plan.parts, plan.threads, UNITS
     return form.matrix.reshape(*spread, form.matrix.shape[2], *spread)
 
 
-def _merged(squares: Array) -> Array:
-    """Return [P, G, P, W, W, UNITS, UNITS] as [P, G, chunks, out, in]."""
-    blocks, gates, _, threads, _, _, _ = squares.shape
-    return squares.reshape(blocks, gates, blocks * threads, threads * UNITS, UNITS)
+def _merged(chunks: Array) -> Array:
+    """Return [P, G, P, W, W, UNITS, UNITS] as `Split.inputs` takes it."""
+    blocks, gates, _, threads, _, _, _ = chunks.shape
+    return chunks.reshape(blocks, gates, blocks * threads, threads * UNITS, UNITS)

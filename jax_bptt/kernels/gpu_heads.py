@@ -113,7 +113,7 @@ def backward(
 
 
 class _Exchange(NamedTuple):
-    """Products of what the threads of one block hold; see `gpu_steps.Exchange`.
+    """Products of what the threads of one block hold; see `gpu_steps.Gather` and `Reduce`.
 
     Attributes:
       place: where the warpgroup works.

@@ -93,7 +93,7 @@ class Place(NamedTuple):
         return mosaic.spread(mosaic.load(ref.at[self.units], layouts.units), layouts.tile)
 
     def matrix(self, ref: Any) -> list[list[list[Array]]]:
-        """Read the warpgroup's columns of `ref` [parts, G, chunks, pieces, size, size].
+        """Read the warpgroup's columns of `ref` [parts, G, chunks, pieces, size, rows].
 
         Returns:
           For each gate and chunk, the pieces.
@@ -114,7 +114,7 @@ class Place(NamedTuple):
             mosaic.store(ref.at[k, :, self.own], piece)
 
     def operand(self, ref: Any) -> list[Array]:
-        """Read what `expose` wrote, all the units of the part."""
+        """Read [pieces, ROWS, units], written in pieces, the same in every warp."""
         count = mosaic.piece_count(self.plan.dtype)
         return [mosaic.load(ref.at[k], self.plan.layouts.rows) for k in range(count)]
 

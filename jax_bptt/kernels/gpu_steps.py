@@ -12,7 +12,7 @@ and backwards, with d = dL/ds_t and e the derivatives of the feedbacks,
     d_prev, e = derivative(d)           within a thread
     d_{t-1}   = d_prev + e M^T          of what all threads hold
 
-How a product comes by what other threads hold is all that kernels differ in: their `Exchange`. What
+How a product comes by what other threads hold is all that kernels differ in: their `Scheme`. What
 a step reads from global memory was asked for `depth` steps before; what it stores is stored behind
 the exchange, where nothing waits for it. As in FlashRNN (K. Poppel, M. Beck and S. Hochreiter
 (2024), "FlashRNN: optimizing traditional RNNs on modern hardware"), the gradient of the weights is
@@ -32,16 +32,20 @@ from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.gpu_parts import Place, Plan
 
 
-class Exchange(Protocol):
-    """The products of one kernel, of which each direction uses its own methods."""
+class Gather(Protocol):
+    """The products of a forward kernel."""
+
+    def pass_on(self, t: Any, hidden: Array) -> None:
+        """Let all threads have the hidden state that enters step t; they meet in between."""
+        ...
 
     def feedback(self, t: Any, bias: Sequence[Array]) -> list[Array]:
         """Return bias + hidden M, a tile of each gate, of the hidden state that enters step t."""
         ...
 
-    def pass_on(self, t: Any, hidden: Array) -> None:
-        """Let all threads have the hidden state that enters step t; they meet in between."""
-        ...
+
+class Reduce(Protocol):
+    """The products of a reverse kernel."""
 
     def pull(self, k: Any, emitted: Sequence[Array], d: Array, met: Callable[[], None]) -> Array:
         """Return d + e M^T of the k-th step from the end.
@@ -60,14 +64,15 @@ class Scheme(NamedTuple):
       inputs: arrays in global memory that the exchange reads.
       passing: shapes in global memory through which blocks of threads meet, if they do.
       scratch: shared memory and barriers, as Pallas takes them.
-      open: (place, inputs, passing, scratch) -> Exchange, called in the kernel with references.
+      open: (place, inputs, passing, scratch) -> Gather or Reduce, which the kernel calls with
+        references.
     """
 
     plan: Plan
     inputs: Any
     passing: tuple[jax.ShapeDtypeStruct, ...]
     scratch: Sequence[Any]
-    open: Callable[[Place, Any, Sequence[Any], Sequence[Any]], Exchange]
+    open: Callable[[Place, Any, Sequence[Any], Sequence[Any]], Any]
 
 
 def forward(
@@ -113,7 +118,7 @@ def forward(
             found = [drives_ref.at[t, place.rows, place.gate(g)] for g in range(gates)]
             return found + ([] if flags_ref is None else [flags_ref.at[t, place.block]])
 
-        exchange = scheme.open(place, own_refs, passing_refs, scratch)
+        exchange: Gather = scheme.open(place, own_refs, passing_refs, scratch)
         bias = [place.per_unit(bias_ref.at[g]) for g in range(gates)]
         weights = [place.per_unit(ref) for ref in unit_refs]
         start = [place.load_state(ref) for ref in state_refs]
@@ -228,7 +233,7 @@ def backward(
             found += [r.at[before, place.rows, units] for r in old_refs]
             return found + ([] if flags_ref is None else [flags_ref.at[t, place.block]])
 
-        exchange = scheme.open(place, own_refs, passing_refs, scratch)
+        exchange: Reduce = scheme.open(place, own_refs, passing_refs, scratch)
         weights = [place.per_unit(ref) for ref in unit_refs]
         start = [place.load_state(ref) for ref in start_refs]
         bits = place.bits() if flags_ref is not None else None
