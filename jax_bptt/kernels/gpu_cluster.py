@@ -83,6 +83,11 @@ def unsupported(form: Form) -> str | None:
     return None
 
 
+def interpreter() -> Any:
+    """Return the parameters with which JAX's interpreter runs the kernels on a CPU."""
+    return mosaic.plgpu.InterpretGPUParams()
+
+
 def _bytes(form: Form) -> tuple[int, int]:
     """Return how much shared memory the two kernels need at the most, forward and reverse."""
     plan, step, gates = _plan(form, 1, 1), form.step, form.matrix.shape[2]
