@@ -95,19 +95,22 @@ def _bytes(form: Form) -> tuple[int, int]:
     # A tile [ROWS, units of a block] in float32, and one of as many operands.
     wide = 4 * ROWS * plan.size
     narrow = 2 * count * ROWS * plan.size
-    line = 128
+    # Of flags a few words, but every array begins at a whole KiB.
+    words = 1024
     stored = step.saved * jnp.dtype(plan.dtype).itemsize * ROWS * plan.size
     read = sum(step.reads_prev) + sum(step.reads_new) + step.states
     gather = (
         _gathering(plan, gates).bytes
         + (1 + plan.parts) * narrow
-        + DEPTH * (step.drives * wide + line)
+        + DEPTH * step.drives * wide
+        + words
     )
     reduce = (
         _reducing(plan, gates).bytes
         + len(parts.crossing(step.d_feedback)) * narrow
         + plan.parts * wide
-        + DEPTH * (stored + read * wide + line)
+        + DEPTH * (stored + read * wide)
+        + words
     )
     return gather, reduce
 
