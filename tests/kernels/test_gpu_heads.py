@@ -32,9 +32,9 @@ class Case(NamedTuple):
 
 
 def make_case(constructor, dtype, batch, heads, flagged, units=D, steps=T):
-    cell = jb.multi_head(
-        constructor(input_size=3, hidden_size=heads * units, dtype=dtype), heads=heads
-    )
+    cell = constructor(input_size=3, hidden_size=heads * units, dtype=dtype)
+    if heads > 1:
+        cell = jb.multi_head(cell, heads=heads)
     params = cell.init(jax.random.key(0))
     weights = cell.prepare(params)
     leaves, structure = jax.tree.flatten(cell.initial_state(params, (batch,)))
