@@ -1,7 +1,6 @@
 """The GPU kernels over a cluster, interpreted with the race detector on, against a plain scan."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
-from tests.kernels.test_gpu_heads import TOLERANCE, check, lowered, make_case
+from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, lowered, make_case
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
 
@@ -65,30 +64,20 @@ def splits(case):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_missing_cluster_barrier_is_caught(direction, monkeypatch, caplog):
     case = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False)
-    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
     zeros = jnp.zeros((*case.drives.shape[:2], 64), jnp.float32)
-
-    def run():
-        if direction == "forward":
-            return gpu_cluster.forward(
-                case.form, case.state, case.drives, None, save=False, interpret=warns
-            )
-        return gpu_cluster.backward(
-            case.form, case.state, (zeros,), (), None, case.d_last, (None,), interpret=warns
-        )
-
+    given = {
+        "forward": (case.form, case.state, case.drives, None),
+        "backward": (case.form, case.state, (zeros,), (), None, case.d_last, (None,)),
+    }
+    save = {"save": False} if direction == "forward" else {}
+    run = functools.partial(getattr(gpu_cluster, direction), *given[direction], **save)
     sync = mosaic.sync
 
     def without_cluster(barrier):
         if "cluster" not in str(jax.typeof(barrier)):
             sync(barrier)
 
-    with caplog.at_level(logging.WARNING):
-        jax.block_until_ready(jax.jit(lambda: run())())
-        assert "RACE DETECTED" not in caplog.text
-        monkeypatch.setattr(mosaic, "sync", without_cluster)
-        jax.block_until_ready(jax.jit(lambda: run())())
-    assert "RACE DETECTED" in caplog.text
+    check_caught(run, monkeypatch, caplog, without_cluster)
 
 
 @pytest.mark.parametrize("constructor", [jb.elman, jb.lstm])

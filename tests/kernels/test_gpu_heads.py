@@ -144,18 +144,21 @@ def test_more_steps_than_are_fetched_ahead():
     check(case, TOLERANCE[jnp.bfloat16])
 
 
+def check_caught(run, monkeypatch, caplog, sync):
+    """Check that `run` has no race, and has one with `sync` for the way in which threads meet."""
+    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
+    with caplog.at_level(logging.WARNING):
+        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+        assert "RACE DETECTED" not in caplog.text
+        monkeypatch.setattr(mosaic, "sync", sync)
+        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+    assert "RACE DETECTED" in caplog.text
+
+
 def test_missing_barrier_is_caught(monkeypatch, caplog):
     case = make_case(jb.lstm, jnp.bfloat16, 16, 1, False, units=64)
-    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
-    run = functools.partial(
-        gpu_heads.forward, case.form, case.state, case.drives, None, save=False, interpret=warns
-    )
-    with caplog.at_level(logging.WARNING):
-        jax.block_until_ready(jax.jit(lambda: run())())
-        assert "RACE DETECTED" not in caplog.text
-        monkeypatch.setattr(mosaic, "sync", lambda barrier: None)
-        jax.block_until_ready(jax.jit(lambda: run())())
-    assert "RACE DETECTED" in caplog.text
+    run = functools.partial(gpu_heads.forward, case.form, case.state, case.drives, None, save=False)
+    check_caught(run, monkeypatch, caplog, lambda barrier: None)
 
 
 def lowered(run, *args):
