@@ -192,7 +192,7 @@ def backward(
         (
             matrix.scratch(),
             mosaic.shared_tiles((len(parts.crossing(d_feedback)), count, ROWS, plan.size), dtype),
-            mosaic.shared_tiles((plan.threads, plan.parts, ROWS, UNITS), jnp.float32),
+            mosaic.shared_tiles((plan.threads, plan.parts, ROWS, UNITS), jnp.float32, columns=8),
             plgpu.Barrier(num_arrivals=plan.threads),
             plgpu.Barrier(num_barriers=plan.threads),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
