@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# JAX's interpreter of GPU kernels has a thread of XLA's pool wait where a warpgroup waits. The pool
+# has as many threads as the machine has cores, or this: with fewer than warpgroups it stands still.
+os.environ.setdefault("NPROC", "16")
 
 import hypothesis
 import jax

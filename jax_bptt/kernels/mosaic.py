@@ -89,14 +89,15 @@ def row_numbers(layout: Any) -> Array:
     return plgpu.broadcasted_iota(jnp.int32, (ROWS, UNITS), 0, layout=layout)
 
 
-def shared_tiles(shape: Sequence[int], dtype: Any) -> Any:
+def shared_tiles(shape: Sequence[int], dtype: Any, columns: int = UNITS) -> Any:
     """Describe tiles in shared memory, [*, ROWS, a multiple of UNITS].
 
-    Swizzled, so that neither a warp that reads or writes a tile nor the left operand of a product
-    meets a bank twice.
+    Swizzled in lines of so many columns, so that neither a warp that reads or writes a tile nor the
+    left operand of a product meets a bank twice. The former takes lines of 8 columns in float32,
+    where a warp writes 32 bytes of each row.
     """
-    width = UNITS * jnp.dtype(dtype).itemsize
-    transforms = plgpu.TilingTransform((8, UNITS)), plgpu.SwizzleTransform(width)
+    width = columns * jnp.dtype(dtype).itemsize
+    transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(width)
     return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
 
 

@@ -31,10 +31,10 @@ class Case(NamedTuple):
     d_states: tuple
 
 
-def make_case(constructor, dtype, batch, heads, flagged, units=D):
-    cell = jb.multi_head(
-        constructor(input_size=3, hidden_size=heads * units, dtype=dtype), heads=heads
-    )
+def make_case(constructor, dtype, batch, heads, flagged, units=D, steps=T):
+    cell = constructor(input_size=3, hidden_size=heads * units, dtype=dtype)
+    if heads > 1:
+        cell = jb.multi_head(cell, heads=heads)
     params = cell.init(jax.random.key(0))
     weights = cell.prepare(params)
     leaves, structure = jax.tree.flatten(cell.initial_state(params, (batch,)))
@@ -45,20 +45,20 @@ def make_case(constructor, dtype, batch, heads, flagged, units=D):
 
     size = heads * units
     state = tuple(0.3 * s for s in draws(1, (batch, size)))
-    xs = jax.random.normal(jax.random.key(2), (T, batch, 3), jnp.float32)
+    xs = jax.random.normal(jax.random.key(2), (steps, batch, 3), jnp.float32)
     form = normal_form(cell, weights, jax.tree.unflatten(structure, state), xs)
     assert isinstance(form, Form), form
     drive = cell.project(weights, xs)
     like = jax.tree.map(lambda a: a[0], drive)
     flags = None
     if flagged:
-        flags = jax.random.randint(jax.random.key(3), (T, batch), 0, 4, jnp.int32)
+        flags = jax.random.randint(jax.random.key(3), (steps, batch), 0, 4, jnp.int32)
 
     def step(state, drive):
         state = jax.tree.unflatten(structure, state)
         return jax.tree.leaves(cell.step(weights, state, split_gates(drive, like, 1)))
 
-    d_states = (*draws(4, (T, batch, size))[:-1], None)
+    d_states = (*draws(4, (steps, batch, size))[:-1], None)
     return Case(form, state, stack_gates(drive, 2), flags, step, draws(5, (batch, size)), d_states)
 
 
@@ -87,9 +87,9 @@ def interpreter():
     return mosaic.plgpu.InterpretGPUParams(detect_races=True)
 
 
-def check(case, tolerance):
+def check(case, tolerance, kernel: Any = gpu_heads):
     states, saved = jax.jit(
-        lambda: gpu_heads.forward(
+        lambda: kernel.forward(
             case.form, case.state, case.drives, case.flags, save=True, interpret=interpreter()
         )
     )()
@@ -105,7 +105,7 @@ def check(case, tolerance):
 
     d_state, d_start, d_drives = jax.grad(loss, (0, 1, 2))(case.state, case.state, case.drives)
     made = jax.jit(
-        lambda: gpu_heads.backward(
+        lambda: kernel.backward(
             case.form,
             case.state,
             states,
@@ -139,29 +139,41 @@ def test_two_heads_of_two_warpgroups_in_half_precision():
     check(make_case(jb.lstm, jnp.float16, 16, 2, True, units=64), TOLERANCE[jnp.float16])
 
 
+def test_more_steps_than_are_fetched_ahead():
+    case = make_case(jb.gru, jnp.bfloat16, 16, 1, True, units=64, steps=gpu_heads.DEPTH + 1)
+    check(case, TOLERANCE[jnp.bfloat16])
+
+
+def check_caught(run, monkeypatch, caplog, sync):
+    """Check that `run` has no race, and has one with `sync` for the way in which threads meet."""
+    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
+    with caplog.at_level(logging.WARNING):
+        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+        assert "RACE DETECTED" not in caplog.text
+        monkeypatch.setattr(mosaic, "sync", sync)
+        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+    assert "RACE DETECTED" in caplog.text
+
+
 def test_missing_barrier_is_caught(monkeypatch, caplog):
     case = make_case(jb.lstm, jnp.bfloat16, 16, 1, False, units=64)
-    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
-    run = functools.partial(
-        gpu_heads.forward, case.form, case.state, case.drives, None, save=False, interpret=warns
-    )
-    with caplog.at_level(logging.WARNING):
-        jax.block_until_ready(jax.jit(lambda: run())())
-        assert "RACE DETECTED" not in caplog.text
-        monkeypatch.setattr(mosaic, "sync", lambda barrier: None)
-        jax.block_until_ready(jax.jit(lambda: run())())
-    assert "RACE DETECTED" in caplog.text
+    run = functools.partial(gpu_heads.forward, case.form, case.state, case.drives, None, save=False)
+    check_caught(run, monkeypatch, caplog, lambda barrier: None)
+
+
+def lowered(run, *args):
+    """Return what `run` is for an H200, which need not be there."""
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
+        return jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_lowers_for_a_gpu():
     case = make_case(jb.gru, jnp.bfloat16, 16, 1, True)
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    run = jax.jit(
-        lambda drives: gpu_heads.forward(case.form, case.state, drives, case.flags, save=True)
+    assert "mosaic_gpu" in lowered(
+        lambda drives: gpu_heads.forward(case.form, case.state, drives, case.flags, save=True),
+        case.drives,
     )
-    with use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
-        text = run.trace(case.drives).lower(lowering_platforms=("cuda",)).as_text()
-    assert "mosaic_gpu" in text
 
 
 def test_says_what_does_not_fit():

@@ -1,4 +1,4 @@
-"""What the two kernels of `gpu_heads` share: who works where, what is fetched and launched."""
+"""Who works where in a kernel of `gpu_steps`, what it fetches, stores and launches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,11 +9,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.form import HELD, RESET, Form
+from jax_bptt.kernels.form import HELD, RESET
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
-
-DEPTH = 4
-"""Steps that are fetched ahead: at half a microsecond each, more than the latency of the memory."""
 
 
 class Plan(NamedTuple):
@@ -23,15 +20,19 @@ class Plan(NamedTuple):
       dtype: of the operands.
       steps: T.
       rows: of the batch, whole blocks.
-      heads: N.
-      size: D.
+      parts: over how many blocks of threads the units are spread.
+      size: units of each.
+      depth: steps that are fetched ahead.
+      clustered: whether the parts are one cluster, which runs at one time and can meet.
     """
 
     dtype: Any
     steps: int
     rows: int
-    heads: int
+    parts: int
     size: int
+    depth: int
+    clustered: bool = False
 
     @property
     def threads(self) -> int:
@@ -50,13 +51,13 @@ class Place(NamedTuple):
     Attributes:
       plan: of the kernel.
       thread: the warpgroup's number in its block.
-      head: of the block.
+      part: which units are those of the block of threads.
       block: which rows of the batch.
     """
 
     plan: Plan
     thread: Any
-    head: Any
+    part: Any
     block: Any
 
     @property
@@ -66,20 +67,20 @@ class Place(NamedTuple):
 
     @property
     def own(self) -> Any:
-        """The warpgroup's units, counted within the head."""
+        """The warpgroup's units, counted within the part."""
         return pl.ds(self.thread * UNITS, UNITS)
 
     @property
     def units(self) -> Any:
-        """The warpgroup's units, counted over all heads."""
-        return pl.ds(self.head * self.plan.size + self.thread * UNITS, UNITS)
+        """The warpgroup's units, counted over all parts."""
+        return pl.ds(self.part * self.plan.size + self.thread * UNITS, UNITS)
 
     def gate(self, g: int) -> Any:
-        """The units of the head in gate g of [G H]."""
-        return pl.ds((g * self.plan.heads + self.head) * self.plan.size, self.plan.size)
+        """The units of the part in gate g of [G H]."""
+        return pl.ds((g * self.plan.parts + self.part) * self.plan.size, self.plan.size)
 
     def load(self, ref: Any) -> Array:
-        """Read the warpgroup's tile of `ref`, [ROWS, D] in shared memory."""
+        """Read the warpgroup's tile of `ref`, [ROWS, size] in shared memory."""
         return mosaic.load(ref.at[:, self.own], self.plan.layouts.tile).astype(jnp.float32)
 
     def load_state(self, ref: Any) -> Array:
@@ -91,20 +92,29 @@ class Place(NamedTuple):
         layouts = self.plan.layouts
         return mosaic.spread(mosaic.load(ref.at[self.units], layouts.units), layouts.tile)
 
-    def matrix(self, ref: Any) -> list[list[Array]]:
-        """Read the warpgroup's columns of every gate of `ref` [N, G, pieces, D, D]."""
-        _, gates, count, _, _ = ref.shape
-        columns = [[ref.at[self.head, g, k, self.own] for k in range(count)] for g in range(gates)]
+    def matrix(self, ref: Any) -> list[list[list[Array]]]:
+        """Read the warpgroup's columns of `ref` [parts, G, chunks, pieces, size, rows].
+
+        Returns:
+          For each gate and chunk, the pieces.
+        """
+        _, gates, chunks, count, _, _ = ref.shape
         layout = self.plan.layouts.matrix
-        return [[mosaic.load_transposed(c, layout) for c in gate] for gate in columns]
+
+        def piece(*index):
+            return mosaic.load_transposed(ref.at[self.part, *index, self.own], layout)
+
+        return [
+            [[piece(g, c, k) for k in range(count)] for c in range(chunks)] for g in range(gates)
+        ]
 
     def expose(self, ref: Any, value: Array) -> None:
-        """Write a tile in pieces to `ref` [pieces, ROWS, D], for all warpgroups to read."""
+        """Write a tile in pieces to `ref` [pieces, ROWS, size], for all warpgroups to read."""
         for k, piece in enumerate(mosaic.pieces(value, self.plan.dtype)):
             mosaic.store(ref.at[k, :, self.own], piece)
 
     def operand(self, ref: Any) -> list[Array]:
-        """Read what `expose` wrote, all the units of the head."""
+        """Read [pieces, ROWS, units], written in pieces, the same in every warp."""
         count = mosaic.piece_count(self.plan.dtype)
         return [mosaic.load(ref.at[k], self.plan.layouts.rows) for k in range(count)]
 
@@ -118,70 +128,75 @@ class Place(NamedTuple):
         return self.tile(jnp.int32(RESET) << shift), self.tile(jnp.int32(HELD) << shift)
 
 
-def plan_of(form: Form, like: Array) -> Plan:
-    """Return the plan for `form` and arrays like `like` [T, B, ...]."""
-    steps, batch = like.shape[:2]
-    heads, size = form.matrix.shape[:2]
-    return Plan(form.matrix.dtype, steps, -(-batch // ROWS) * ROWS, heads, size)
-
-
 def place_of(plan: Plan) -> Place:
     """Return where the warpgroup that asks works."""
-    return Place(plan, *(lax.axis_index(name) for name in ("thread", "head", "block")))
+    return Place(plan, *(lax.axis_index(name) for name in ("thread", "part", "block")))
+
+
+def over_time(dtypes: Sequence[Any], plan: Plan) -> list[jax.ShapeDtypeStruct]:
+    """Return the shapes [T, B, H] of outputs of `dtypes`."""
+    shape = plan.steps, plan.rows, plan.parts * plan.size
+    return [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes]
 
 
 def launch(
     body: Callable[..., None],
     plan: Plan,
-    dtypes: Sequence[Any],
+    outputs: Sequence[jax.ShapeDtypeStruct],
     *,
     fetched: Sequence[Any],
     words: bool,
-    exposed: tuple[int, ...],
+    scratch: Sequence[Any],
     approximate: bool,
     interpret: Any,
-    lasting: int = 0,
 ) -> Callable[..., Any]:
-    """Return the kernel of `body`: a block of threads for each head and each ROWS of the batch.
+    """Return the kernel of `body`: a block of threads for each part and each ROWS of the batch.
 
-    Outputs are [T, B, H] of `dtypes`, then `lasting` ones of float32 [B, H]. Of each array
-    `fetched` the ring holds a tile for every step in flight, and of the words of flags a line.
+    Of each array of the dtypes `fetched` the ring holds a tile for every step in flight, and of the
+    words of flags a line. `body` takes the inputs, outputs, the ring's slots and barriers, scratch.
     """
-    row = plan.rows, plan.heads * plan.size
-    outputs = [jax.ShapeDtypeStruct((plan.steps, *row), dtype) for dtype in dtypes]
-    outputs += [jax.ShapeDtypeStruct(row, jnp.float32)] * lasting
-    slots = [mosaic.shared_tiles((DEPTH, ROWS, plan.size), dtype) for dtype in fetched]
-    slots += [plgpu.SMEM((DEPTH, 32), jnp.int32)] * words
+    slots = [mosaic.shared_tiles((plan.depth, ROWS, plan.size), dtype) for dtype in fetched]
+    slots += [plgpu.SMEM((plan.depth, 32), jnp.int32)] * words
+    blocks = plan.rows // ROWS
+    spread = {"grid": (plan.parts, blocks), "grid_names": ("part", "block")}
+    if plan.clustered:
+        spread = {
+            "grid": (blocks,),
+            "grid_names": ("block",),
+            "cluster": (plan.parts,),
+            "cluster_names": ("part",),
+        }
     return plgpu.kernel(
         body,
         out_type=tuple(outputs),
         scratch_types=[
             slots,
-            mosaic.shared_tiles(exposed, mosaic.piece_dtype(plan.dtype)),
-            plgpu.Barrier(num_arrivals=len(slots), num_barriers=DEPTH),
-            plgpu.Barrier(num_arrivals=plan.threads),
+            plgpu.Barrier(num_arrivals=len(slots), num_barriers=plan.depth),
+            list(scratch),
         ],
-        grid=(plan.heads, plan.rows // ROWS),
-        grid_names=("head", "block"),
         num_threads=plan.threads,
         thread_name="thread",
         compiler_params=mosaic.compiler_params(approximate),
         interpret=interpret,
+        **spread,
     )
 
 
-def fill(ring: mosaic.Ring, sources: Callable, plan: Plan, place: Place) -> None:
+def fill(ring: mosaic.Ring, sources: Callable, place: Place) -> None:
     """Ask for the first steps."""
-    for step in range(min(DEPTH, plan.steps)):
-        ring.fetch(step, sources(step), place.thread, plan.threads)
+    for step in range(min(ring.depth, place.plan.steps)):
+        ring.fetch(step, sources(step), place.thread, place.plan.threads)
 
 
-def refill(ring: mosaic.Ring, step: Any, sources: Callable, plan: Plan, place: Place) -> None:
+def refill(ring: mosaic.Ring, step: Any, sources: Callable, place: Place) -> None:
     """Ask for the step that takes the slot of `step`, which all have read."""
+    later = step + ring.depth
 
-    @pl.when(step + DEPTH < plan.steps)
+    @pl.when(later < place.plan.steps)
     def _():
-        ring.fetch(step + DEPTH, sources(step + DEPTH), place.thread, plan.threads)
+        # A copy may overtake what was read before it, unless told not to.
+        plgpu.commit_smem()
+        ring.fetch(later, sources(later), place.thread, place.plan.threads)
 
 
 def store_tiles(refs: Sequence[Any], t: Any, values: Sequence[Array], place: Place) -> None:
@@ -202,9 +217,19 @@ def where_read(read: Sequence[bool], tiles: Sequence[Array]) -> list[Array | Non
     return [next(remaining) if r else None for r in read]
 
 
-def matrix_pieces(matrix: Array, dtype: Any) -> Array:
-    """Return [N, G, out, in] in pieces, [N, G, pieces, out, in]."""
-    return jnp.stack(mosaic.pieces(matrix, dtype), axis=2)
+def crossing(d_feedback: Sequence[int | None]) -> list[int]:
+    """Return which emitted tiles are derivatives of feedbacks, each once."""
+    return sorted({e for e in d_feedback if e is not None})
+
+
+def rows_of(batch: int) -> int:
+    """Return how many rows whole blocks of a batch have."""
+    return -(-batch // ROWS) * ROWS
+
+
+def in_pieces(chunks: Array, dtype: Any) -> Array:
+    """Return [parts, G, chunks, out, in] as `Place.matrix` reads it, with an axis of pieces."""
+    return jnp.stack(mosaic.pieces(chunks, dtype), axis=3)
 
 
 def padded(array: Array, axis: int, plan: Plan) -> Array:

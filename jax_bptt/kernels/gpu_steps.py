@@ -1,0 +1,309 @@
+"""All steps of a sequence in one GPU kernel, forward and reverse, however its units are spread.
+
+A block of threads keeps some units and ROWS rows of the batch for all T steps, a warpgroup for
+every UNITS units:
+
+    feedback_t = hidden_{t-1} M         mma.sync; M lies in registers, loaded once
+    s_t        = pointwise(...)         within a thread
+    hidden_t                            to the other threads
+
+and backwards, with d = dL/ds_t and e the derivatives of the feedbacks,
+
+    d_prev, e = derivative(d)           within a thread
+    d_{t-1}   = d_prev + e M^T          of what all threads hold
+
+How a product comes by what other threads hold is all that kernels differ in: their `Scheme`. What
+a step reads from global memory was asked for `depth` steps before; what it stores is stored behind
+the exchange, where nothing waits for it. As in FlashRNN (K. Poppel, M. Beck and S. Hochreiter
+(2024), "FlashRNN: optimizing traditional RNNs on modern hardware"), the gradient of the weights is
+no part of the loop: it is a product of what the two kernels return.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jax_bptt.kernels import gpu_parts as parts
+from jax_bptt.kernels import mosaic
+from jax_bptt.kernels.form import HELD, RESET, Form
+from jax_bptt.kernels.gpu_parts import Place, Plan
+
+
+class Gather(Protocol):
+    """The products of a forward kernel."""
+
+    def pass_on(self, t: Any, hidden: Array) -> None:
+        """Let all threads have the hidden state that enters step t; they meet in between."""
+        ...
+
+    def feedback(self, t: Any, bias: Sequence[Array]) -> list[Array]:
+        """Return bias + hidden M, a tile of each gate, of the hidden state that enters step t."""
+        ...
+
+
+class Reduce(Protocol):
+    """The products of a reverse kernel."""
+
+    def pull(self, k: Any, emitted: Sequence[Array], d: Array, met: Callable[[], None]) -> Array:
+        """Return d + e M^T of the k-th step from the end.
+
+        It calls `met` at some time after the threads of the block have met: there, what they read
+        is fetched anew, and what they made is stored.
+        """
+        ...
+
+
+class Scheme(NamedTuple):
+    """How one kernel spreads its units, and what it needs to exchange them.
+
+    Attributes:
+      plan: of the kernel.
+      inputs: arrays in global memory that the exchange reads.
+      passing: shapes in global memory through which blocks of threads meet, if they do.
+      scratch: shared memory and barriers, as Pallas takes them.
+      open: (place, inputs, passing, scratch) -> Gather or Reduce, which the kernel calls with
+        references.
+    """
+
+    plan: Plan
+    inputs: Any
+    passing: tuple[jax.ShapeDtypeStruct, ...]
+    scratch: Sequence[Any]
+    open: Callable[[Place, Any, Sequence[Any], Sequence[Any]], Any]
+
+
+def forward(
+    scheme: Scheme,
+    form: Form,
+    state: tuple[Array, ...],
+    drives: Array,
+    flags: Array | None,
+    *,
+    save: bool,
+    approximate: bool = False,
+    interpret: Any = None,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Run all steps of a gated cell.
+
+    Args:
+      scheme: of the forward kernel.
+      form: the normal form of the cell, H units in all.
+      state: the leaves of s_0, float32 [B, H] each.
+      drives: floating, [T, B, G, H].
+      flags: int32 [T, B] of RESET and HELD, or None for neither.
+      save: whether to return what `backward` needs.
+      approximate: whether transcendental functions may be the hardware's, of about 11 bits.
+      interpret: parameters of the interpreter, or None to run on a GPU.
+
+    Returns:
+      (states, saved): the leaves of s_1..s_T, float32 [T, B, H] each; the saved tiles in the dtype
+      of the operands, none without `save`.
+    """
+    plan, batch = scheme.plan, drives.shape[1]
+    step, gates = form.step, drives.shape[2]
+    dtypes = [jnp.float32] * len(state) + [plan.dtype] * (step.saved if save else 0)
+    outputs = len(dtypes)
+
+    def body(inputs, *refs):
+        own_refs, bias_ref, unit_refs, state_refs, drives_ref, flags_ref = inputs
+        *out_refs, slots, ready, scratch = refs
+        out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
+        place = parts.place_of(plan)
+        ring = mosaic.Ring(tuple(slots), ready, plan.depth)
+
+        def sources(t):
+            found = [drives_ref.at[t, place.rows, place.gate(g)] for g in range(gates)]
+            return found + ([] if flags_ref is None else [flags_ref.at[t, place.block]])
+
+        exchange: Gather = scheme.open(place, own_refs, passing_refs, scratch)
+        bias = [place.per_unit(bias_ref.at[g]) for g in range(gates)]
+        weights = [place.per_unit(ref) for ref in unit_refs]
+        start = [place.load_state(ref) for ref in state_refs]
+        bits = place.bits() if flags_ref is not None else None
+        parts.fill(ring, sources, place)
+        exchange.pass_on(jnp.int32(0), start[form.recurrent])
+
+        def advance(t, states):
+            tiles = ring.wait(t)
+            feedback = exchange.feedback(t, bias)
+            drive = [place.load(ref) for ref in tiles[:gates]]
+            news, saved = step.forward(states, drive, feedback, weights)
+            entering = news
+            if bits is not None:
+                restart, held = parts.decode(tiles[gates], bits)
+                news = [jnp.where(held, a, b) for a, b in zip(states, news, strict=True)]
+                entering = [jnp.where(restart, a, b) for a, b in zip(start, news, strict=True)]
+            exchange.pass_on(t + 1, entering[form.recurrent])
+            parts.refill(ring, t, sources, place)
+            parts.store_tiles(out_refs, t, [*news, *saved][: len(out_refs)], place)
+            return [place.tile(s) for s in entering]
+
+        lax.fori_loop(jnp.int32(0), jnp.int32(plan.steps), advance, start)
+
+    words = None
+    if flags is not None:
+        # A step's word says whether it is held and whether the one after it starts again: what
+        # enters a step is passed on by the step before.
+        following = jnp.pad(flags[1:] & RESET, ((0, 1), (0, 0)))
+        words = parts.flag_words((flags & HELD) | following, plan)
+    flat = drives.reshape(*drives.shape[:2], -1)
+    inputs = (
+        scheme.inputs,
+        form.bias,
+        form.units,
+        tuple(parts.padded(s, 0, plan) for s in state),
+        parts.padded(flat, 1, plan),
+        words,
+    )
+    found = parts.launch(
+        body,
+        plan,
+        [*parts.over_time(dtypes, plan), *scheme.passing],
+        fetched=[drives.dtype] * gates,
+        words=words is not None,
+        scratch=scheme.scratch,
+        approximate=approximate,
+        interpret=interpret,
+    )(inputs)
+    found = [a[:, :batch] for a in found[: len(dtypes)]]
+    return tuple(found[: len(state)]), tuple(found[len(state) :])
+
+
+def backward(
+    scheme: Scheme,
+    form: Form,
+    state: tuple[Array, ...],
+    states: tuple[Array, ...],
+    saved: tuple[Array, ...],
+    flags: Array | None,
+    d_last: tuple[Array, ...],
+    d_states: tuple[Array | None, ...],
+    *,
+    approximate: bool = False,
+    interpret: Any = None,
+) -> tuple[
+    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
+]:
+    """Run the reverse pass of all steps.
+
+    Args:
+      scheme: of the reverse kernel.
+      form: as given to `forward`, and so are `state`, `flags`, `approximate` and `interpret`.
+      state: the leaves of s_0.
+      states: the leaves of s_1..s_T.
+      saved: what `forward` saved.
+      flags: int32 [T, B] or None.
+      d_last: what reaches s_T from beyond, float32 [B, H] each.
+      d_states: what reaches s_1..s_T from the outputs, float32 [T, B, H] each or None.
+      approximate: whether transcendental functions may be the hardware's.
+      interpret: parameters of the interpreter, or None.
+
+    Returns:
+      (d_first, d_start, emitted, lambdas): what reaches s_0; what reaches the start by resets, or
+      None without flags; the emitted tiles [T, B, H] in the dtype of the operands, zero where the
+      state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
+    """
+    plan, batch = scheme.plan, states[0].shape[1]
+    step = form.step
+    olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
+    news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
+    given = tuple(a for a in d_states if a is not None)
+    lambdas = len(state) if step.units else 0
+    dtypes = [plan.dtype] * step.emitted + [jnp.float32] * lambdas
+    row = jax.ShapeDtypeStruct((plan.rows, plan.parts * plan.size), jnp.float32)
+    lasting = [row] * (len(state) * (1 if flags is None else 2))
+    outputs = len(dtypes) + len(lasting)
+
+    def body(inputs, *refs):
+        own_refs, unit_refs, start_refs, last_refs, steps_refs, flags_ref = inputs
+        saved_refs, old_refs, new_refs, given_refs = steps_refs
+        *out_refs, slots, ready, scratch = refs
+        out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
+        place = parts.place_of(plan)
+        ring = mosaic.Ring(tuple(slots), ready, plan.depth)
+
+        def sources(k):
+            t = plan.steps - 1 - k
+            before = jnp.maximum(t - 1, 0)
+            units = place.gate(0)
+            found = [r.at[t, place.rows, units] for r in (*saved_refs, *new_refs, *given_refs)]
+            found += [r.at[before, place.rows, units] for r in old_refs]
+            return found + ([] if flags_ref is None else [flags_ref.at[t, place.block]])
+
+        exchange: Reduce = scheme.open(place, own_refs, passing_refs, scratch)
+        weights = [place.per_unit(ref) for ref in unit_refs]
+        start = [place.load_state(ref) for ref in start_refs]
+        bits = place.bits() if flags_ref is not None else None
+        parts.fill(ring, sources, place)
+
+        def retreat(k, carry):
+            d, d_start = carry
+            t = plan.steps - 1 - k
+            refs = ring.wait(k)
+            tiles = iter(refs)
+            kept = [place.load(next(tiles)) for _ in saved_refs]
+            after = parts.where_read(step.reads_new, [place.load(next(tiles)) for _ in new_refs])
+            d = [
+                x if g is None else x + place.load(next(tiles))
+                for x, g in zip(d, d_states, strict=True)
+            ]
+            before = [jnp.where(t > 0, place.load(next(tiles)), s) for s in start]
+            through, past, restart = d, None, None
+            if bits is not None:
+                restart, held = parts.decode(next(tiles), bits)
+                before = [jnp.where(restart, s, b) for s, b in zip(start, before, strict=True)]
+                through = [jnp.where(held, 0.0, x) for x in d]
+                past = [jnp.where(held, x, 0.0) for x in d]
+            before = parts.where_read(step.reads_prev, before)
+            d_prev, emitted = step.backward(before, after, kept, weights, through)
+            if past is not None:
+                d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
+            d = [place.tile(x) for x in d_prev]
+
+            def met():
+                parts.refill(ring, k, sources, place)
+                results = [*emitted, *(through if step.units else ())]
+                parts.store_tiles(out_refs[: len(results)], t, results, place)
+
+            d[form.recurrent] = exchange.pull(k, emitted, d[form.recurrent], met)
+            if restart is not None:
+                d_start = [s + jnp.where(restart, x, 0.0) for s, x in zip(d_start, d, strict=True)]
+                d = [jnp.where(restart, 0.0, x) for x in d]
+            return [place.tile(x) for x in d], [place.tile(x) for x in d_start]
+
+        d = [place.load_state(ref) for ref in last_refs]
+        d_start = [place.tile(jnp.zeros_like(x)) for x in d] if bits is not None else []
+        d, d_start = lax.fori_loop(jnp.int32(0), jnp.int32(plan.steps), retreat, (d, d_start))
+        last = out_refs[len(out_refs) - len(d) - len(d_start) :]
+        for ref, value in zip(last, [*d, *d_start], strict=True):
+            mosaic.store(ref.at[place.rows, place.units], value)
+
+    words = None if flags is None else parts.flag_words(flags, plan)
+    fetched = saved, olds, news, given
+    starts = tuple(s for s, r in zip(state, step.reads_prev, strict=True) if r)
+    inputs = (
+        scheme.inputs,
+        form.units,
+        tuple(parts.padded(s, 0, plan) for s in starts),
+        tuple(parts.padded(d, 0, plan) for d in d_last),
+        jax.tree.map(lambda a: parts.padded(a, 1, plan), fetched),
+        words,
+    )
+    found = parts.launch(
+        body,
+        plan,
+        [*parts.over_time(dtypes, plan), *lasting, *scheme.passing],
+        fetched=[a.dtype for a in (*saved, *news, *given, *olds)],
+        words=words is not None,
+        scratch=scheme.scratch,
+        approximate=approximate,
+        interpret=interpret,
+    )(inputs)
+    emitted = tuple(a[:, :batch] for a in found[: step.emitted])
+    passing = tuple(a[:, :batch] for a in found[step.emitted : len(dtypes)])
+    last = tuple(a[:batch] for a in found[len(dtypes) : outputs])
+    d_start = last[len(state) :] if words is not None else None
+    return last[: len(state)], d_start, emitted, passing if lambdas else None

@@ -1,0 +1,114 @@
+"""The GPU kernels over a cluster, interpreted with the race detector on, against a plain scan."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
+from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, lowered, make_case
+
+pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
+
+make_dense = functools.partial(make_case, heads=1, units=64)
+
+
+def confirm(case):
+    assert gpu_cluster.unsupported(case.form) is None
+    check(case, TOLERANCE[case.form.matrix.dtype.type], gpu_cluster)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
+def test_equals_scan_over_two_blocks(constructor, dtype):
+    flagged = (constructor is jb.gru) == (dtype == jnp.float32)
+    confirm(make_dense(constructor, dtype, batch=18, flagged=flagged))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("constructor", [jb.lstm_peephole, jb.mgu, jb.ugrnn, jb.ctrnn])
+def test_other_cells_equal_scan(constructor, dtype):
+    confirm(make_dense(constructor, dtype, batch=18, flagged=True))
+
+
+def test_four_blocks():
+    confirm(make_dense(jb.gru, jnp.bfloat16, batch=16, flagged=True, units=128))
+
+
+def test_two_warpgroups_in_each_block(monkeypatch):
+    monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)
+    confirm(make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False, units=128))
+
+
+@pytest.mark.slow
+def test_eight_blocks_of_two_warpgroups():
+    confirm(make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=True, units=512))
+
+
+def test_matrix_partly_in_shared_memory(monkeypatch):
+    case = make_dense(jb.lstm, jnp.bfloat16, batch=16, flagged=True)
+    # Room for one chunk of two beside the sums of the reverse kernel.
+    monkeypatch.setattr(gpu_matrix, "REST", 255 - 16 - 8)
+    assert all(split.tiles == 4 for split in splits(case))
+    confirm(case)
+
+
+def splits(case):
+    plan = gpu_cluster._plan(case.form, *case.drives.shape[:2])
+    return [made(plan, 4) for made in (gpu_cluster._gathering, gpu_cluster._reducing)]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_missing_cluster_barrier_is_caught(direction, monkeypatch, caplog):
+    case = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False)
+    zeros = jnp.zeros((*case.drives.shape[:2], 64), jnp.float32)
+    given = {
+        "forward": (case.form, case.state, case.drives, None),
+        "backward": (case.form, case.state, (zeros,), (), None, case.d_last, (None,)),
+    }
+    save = {"save": False} if direction == "forward" else {}
+    run = functools.partial(getattr(gpu_cluster, direction), *given[direction], **save)
+    sync = mosaic.sync
+
+    def without_cluster(barrier):
+        if "cluster" not in str(jax.typeof(barrier)):
+            sync(barrier)
+
+    check_caught(run, monkeypatch, caplog, without_cluster)
+
+
+@pytest.mark.parametrize("constructor", [jb.elman, jb.lstm])
+def test_lowers_for_a_gpu(constructor):
+    case = make_dense(constructor, jnp.bfloat16, batch=16, flagged=True, units=256)
+
+    def both(drives):
+        states, saved = gpu_cluster.forward(case.form, case.state, drives, case.flags, save=True)
+        return gpu_cluster.backward(
+            case.form, case.state, states, saved, case.flags, case.d_last, case.d_states
+        )
+
+    assert lowered(both, case.drives).count("mosaic_gpu") >= 2
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks"),
+    [(32, None), (64, 2), (96, 3), (256, 8), (288, 3), (352, None), (384, 6), (480, 5), (512, 8)],
+)
+def test_blocks_divide_the_units(size, blocks):
+    assert gpu_cluster.blocks_of(size) == blocks
+
+
+def test_says_what_does_not_fit():
+    form = make_dense(jb.lstm, jnp.float32, batch=16, flagged=False).form
+
+    def of(size, dtype=jnp.bfloat16, heads=1):
+        matrix = jnp.zeros((heads, size, 4, size), dtype)
+        return gpu_cluster.unsupported(form._replace(matrix=matrix))
+
+    assert of(256) is None and of(384) is None and of(512) is None and of(256, jnp.float32) is None
+    assert "not 2 heads" in str(of(64, heads=2))
+    assert "not 352" in str(of(352)) and "not 1024" in str(of(1024))
+    assert "KiB of shared memory in each of 8 blocks" in str(of(512, jnp.float32))
