@@ -60,6 +60,11 @@ def unsupported(form: Form) -> str | None:
     return None
 
 
+def interpreter() -> Any:
+    """Return the parameters with which JAX's interpreter runs the kernels on a CPU."""
+    return mosaic.plgpu.InterpretGPUParams()
+
+
 def forward(
     form: Form,
     state: tuple[Array, ...],

@@ -14,7 +14,7 @@ needs_kernels = pytest.mark.skipif(
     mosaic.available() is not None, reason=f"no kernels: {mosaic.available()}"
 )
 T, BATCH = 3, (2, 1)
-KERNEL = jb.fused(interpret=True)
+KERNEL = jb.fused(interpret=True, device="gpu")
 CELLS = {
     "lstm": lambda dtype: jb.multi_head(
         jb.lstm(input_size=2, hidden_size=64, output_size=2, dtype=dtype), heads=2
@@ -65,7 +65,7 @@ def assert_near(got, want, tolerance):
 @pytest.mark.parametrize("name", CELLS)
 def test_values_and_gradients_in_single_precision(name, options):
     cell, *arguments = problem(name, jnp.float32)
-    assert "the GPU kernel" in jb.explain(cell, *arguments[:2], device="gpu")
+    assert "the kernel gpu_heads" in jb.explain(cell, *arguments[:2], device="gpu")
     got = gradient(cell, KERNEL, options, *arguments)
     assert_near(got, gradient(cell, jb.bptt(), options, *arguments), 2e-6)
 
@@ -138,6 +138,10 @@ def test_what_stands_in_the_way_is_named(make, reason):
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="^fused: interpret must be True or False, got 1"):
         jb.fused(interpret=1)  # pyright: ignore
+    with pytest.raises(ValueError, match="^fused: device must be 'gpu', .* got 'cuda'"):
+        jb.fused(device="cuda")
+    with pytest.raises(ValueError, match="^fused: interpret=True needs .* device='gpu'"):
+        jb.fused(interpret=True)
     cell, params, xs, _ = problem("gru", jnp.float32)
     with pytest.raises(ValueError, match="^explain: device must be 'gpu', .* got 'cuda'"):
         jb.explain(cell, params, xs, device="cuda")
