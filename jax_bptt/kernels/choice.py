@@ -98,4 +98,3 @@ def choose(
             return Choice(kernel, form)
         reasons.append(f"{kernel.name}: {reason}")
     return "\n".join(reasons)
-
