@@ -12,6 +12,7 @@ from jax_bptt.kernels.form import Form, normal_form
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "gpu": ("gpu_heads",),
+    "tpu": ("tpu_resident",),
 }
 """For each kind of device the kernels written for it, the one to be preferred first.
 
