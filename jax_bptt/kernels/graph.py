@@ -347,7 +347,7 @@ def trace(fun: Callable[..., PyTree], *args: PyTree) -> tuple[Graph, PyTree, PyT
 
     Returns:
       (graph, inputs, outputs): pytrees like the arguments and the result, with an array of node
-      numbers in place of every array.
+      numbers in place of every array; the same number throughout for one that is not read.
 
     Raises:
       Unsupported: `fun` does something that is not arithmetic on single elements.
@@ -355,9 +355,14 @@ def trace(fun: Callable[..., PyTree], *args: PyTree) -> tuple[Graph, PyTree, PyT
     closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
     graph: Graph = {}
 
+    read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars}
+    read |= {id(v) for v in closed.jaxpr.outvars}
+
     def fresh(position, leaf):
-        made = [new(graph, "input", (), (position, k)) for k in range(leaf.size)]
-        return np.asarray(made, np.int32).reshape(leaf.shape)
+        # Of an argument that is not read, such as a matrix of a million weights, one node is enough.
+        count = leaf.size if id(closed.jaxpr.invars[position]) in read else min(leaf.size, 1)
+        made = [new(graph, "input", (), (position, k)) for k in range(count)]
+        return np.resize(np.asarray(made, np.int32), leaf.shape)
 
     leaves, structure = jax.tree.flatten(args)
     inputs = [fresh(position, leaf) for position, leaf in enumerate(leaves)]

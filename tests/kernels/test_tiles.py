@@ -184,3 +184,9 @@ def test_gru_differs_in_the_candidate_alone():
     assert isinstance(step, TiledStep)
     assert step.d_feedback[:2] == step.d_drive[:2]
     assert step.d_feedback[2] != step.d_drive[2]
+
+
+def test_what_is_not_read_makes_the_graph_no_larger():
+    made = [case(jb.lstm(input_size=2, hidden_size=size)).step for size in (1, 9)]
+    few, many = (len(s.program.graph) for s in made if isinstance(s, TiledStep))
+    assert few == many
