@@ -186,7 +186,7 @@ def table(target: Target, options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--units", type=int, nargs="+", default=[512, 1024, 2048], help="H")
     parser.add_argument("--batch", type=int, default=64, help="B")
     parser.add_argument("--heads", type=int, default=1, help="N")

@@ -19,7 +19,6 @@ product of what the two kernels return.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
@@ -30,9 +29,23 @@ from jax_bptt.kernels.form import Form
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
-    dtype = form.matrix.dtype
+    if reason := parts.available():
+        return reason
+    heads, size, gates, _ = form.matrix.shape
+    dtype, width = form.matrix.dtype, parts.group_width(heads, size)
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"the TPU kernel multiplies bfloat16 or float32, not {dtype}"
+    # At the least a block is one step of a few rows.
+    step = form.step
+    tiles = step.drives + step.saved + step.emitted + 4 * step.states
+    needed = parts.needed_bytes(form, [jnp.float32] * tiles, tiles, rows=parts.FEW, block=1)
+    if needed > parts.capacity():
+        mib = 1 << 20
+        return (
+            f"{gates * heads * size // width} matrices [{width}, {width}] of {dtype} take "
+            f"{parts.matrix_bytes(form) / mib:.0f} MiB of VMEM, and with blocks and reserve "
+            f"{needed / mib:.0f} of the {parts.capacity() // mib} that a TPU has"
+        )
     return None
 
 
@@ -87,7 +100,7 @@ def forward(
             restart, held = bits or (None, None)
             # All chunks multiply the state that entered, and each makes a part of the next one.
             mixed[...] = entering(form.recurrent, restart, slice(None)).astype(mixed.dtype)
-            for number, group, chunks in plan.groups():
+            for number, group, chunks in plan.groups(parts.FORWARD_CHUNK):
                 for units in chunks:
                     olds = [entering(j, restart, units) for j in range(len(carry_refs))]
                     inner = slice(units.start - group.start, units.stop - group.start)
@@ -234,7 +247,7 @@ def backward(
                 return [e.astype(plan.dtype) for e in emitted]
 
             hidden = d_refs[form.recurrent]
-            for number, group, chunks in plan.groups():
+            for number, group, chunks in plan.groups(parts.REVERSE_CHUNK):
                 for units in chunks:
                     emitted = derivative(units)
                     inner = slice(units.start - group.start, units.stop - group.start)

@@ -1,6 +1,5 @@
 """What the two kernels of `tpu_resident` share: blocks, what they take of VMEM, products."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +10,23 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jax_bptt.core import trees
 from jax_bptt.kernels.form import HELD, RESET, Form
 
 LANES = 128
 """Units side by side in a vector register, and rows and columns of a matrix unit."""
 
-CHUNK = 256
-"""Units between which the kernels alternate: while some are multiplied, others are calculated."""
+FORWARD_CHUNK, REVERSE_CHUNK = 256, 128
+"""Units between which the kernels alternate: while some are multiplied, others are calculated.
+
+Of the multiples of `LANES` those that compile to the fewest cycles at H = 512 and 1024.
+"""
 
 ROWS = 256
 """Rows of the batch in a block, at most: more gain nothing once the matrix units are full."""
+
+FEW = 16
+"""Rows of a tile of the narrowest dtype: blocks are multiples of it, unless one holds all rows."""
 
 STEPS = 64
 """Steps in a block, at most."""
@@ -65,16 +71,15 @@ class Plan(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         """Blocks of rows, blocks of steps."""
-        return pl.cdiv(self.batch, self.rows), pl.cdiv(self.steps, self.block)
+        return -(-self.batch // self.rows), -(-self.steps // self.block)
 
-    def groups(self) -> list[tuple[int, slice, list[slice]]]:
+    def groups(self, chunk: int) -> list[tuple[int, slice, list[slice]]]:
         """Return of every group its number, its units and their chunks."""
-        width = max(self.width, CHUNK) if self.width == 1 else self.width
+        width = chunk if self.width == 1 else self.width
         found = []
         for first in range(0, self.units, width):
             last = min(first + width, self.units)
-            starts = range(first, last, CHUNK)
-            chunks = [slice(a, min(a + CHUNK, last)) for a in starts]
+            chunks = [slice(a, min(a + chunk, last)) for a in range(first, last, chunk)]
             found.append((len(found), slice(first, last), chunks))
         return found
 
@@ -120,31 +125,44 @@ def plan_of(form: Form, like: Array, tiles: Sequence[Any], lasting: int) -> Plan
     """
     steps, batch = like.shape[:2]
     heads, size = form.matrix.shape[:2]
-    units, matrices = heads * size, matrix_bytes(form)
 
-    def needed(rows, block):
-        moving = sum(padded_bytes(rows, units, dtype) for dtype in tiles)
-        staying = lasting * padded_bytes(rows, units, jnp.float32)
-        return matrices + 2 * block * moving + staying + RESERVE, 2 * block * moving
+    def fits(rows, block):
+        return needed_bytes(form, tiles, lasting, rows=rows, block=block) <= capacity()
 
-    # Whole tiles of the narrowest dtype, and blocks as alike as can be.
-    count = pl.cdiv(batch, ROWS)
-    rows = batch if count == 1 else -(-pl.cdiv(batch, count) // 16) * 16
-    while rows > 16 and needed(rows, 1)[0] > capacity():
-        rows = -(-(rows // 2) // 16) * 16
-    block = min(STEPS, steps)
-    while block > 1 and (needed(rows, block)[1] > BLOCK or needed(rows, block)[0] > capacity()):
-        block = pl.cdiv(block, 2)
-    return Plan(
-        form.matrix.dtype,
-        steps,
-        batch,
-        units,
-        group_width(heads, size),
-        block,
-        rows,
-        needed(rows, block)[0],
-    )
+    def whole(rows):
+        return -(-rows // FEW) * FEW
+
+    # Blocks as alike as can be.
+    count = -(-batch // ROWS)
+    rows = batch if count == 1 else whole(-(-batch // count))
+    while rows > FEW and not fits(rows, 1):
+        rows = whole(rows // 2)
+    moving = sum(padded_bytes(rows, heads * size, dtype) for dtype in tiles)
+    block = min(STEPS, steps, max(1, BLOCK // (2 * moving)))
+    while block > 1 and not fits(rows, block):
+        block -= 1
+    needed = needed_bytes(form, tiles, lasting, rows=rows, block=block)
+    width = group_width(heads, size)
+    return Plan(form.matrix.dtype, steps, batch, heads * size, width, block, rows, needed)
+
+
+def needed_bytes(form: Form, tiles: Sequence[Any], lasting: int, *, rows: int, block: int) -> int:
+    """Return the bytes of VMEM that a kernel takes; the arguments are those of `plan_of`.
+
+    Of what moves there are two, one that moves while the other is worked on.
+    """
+    units = form.matrix.shape[0] * form.matrix.shape[1]
+    moving = sum(padded_bytes(rows, units, dtype) for dtype in tiles)
+    staying = lasting * padded_bytes(rows, units, jnp.float32)
+    return matrix_bytes(form) + 2 * block * moving + staying + RESERVE
+
+
+def available() -> str | None:
+    """Return what this JAX lacks for the kernels of Pallas TPU, None if nothing."""
+    lacks = [name for name in ("CompilerParams", "get_tpu_info") if not hasattr(pltpu, name)]
+    if lacks:
+        return f"jax.experimental.pallas.tpu has no {lacks[0]}; install jax >= 0.11"
+    return None
 
 
 def capacity() -> int:
@@ -232,10 +250,9 @@ class Blocks(NamedTuple):
         """Of [B, H]: what belongs to all steps."""
         return pl.BlockSpec((self.plan.rows, self.plan.units), lambda b, t: (b, ZERO))
 
-    def steps(self, *columns: int) -> Any:
+    def steps(self, columns: int | None = None) -> Any:
         """Of [T, B, columns], H of them if not given."""
-        (columns,) = columns or (self.plan.units,)
-        block = self.plan.block, self.plan.rows, columns
+        block = self.plan.block, self.plan.rows, columns or self.plan.units
         return pl.BlockSpec(block, lambda b, t: (self.order(t), b, ZERO))
 
     def gates(self, count: int) -> Any:
@@ -260,12 +277,12 @@ def launch(
     interpret: Any,
 ) -> Any:
     """Run `body` on all blocks; `outputs` are pairs of a shape and a dtype."""
-    varying = frozenset().union(*(_varying(a) for a in jax.tree.leaves(inputs)))
+    # Inside `jax.shard_map` a kernel takes and makes what varies over the same axes of the mesh.
+    inputs = trees.vary_alike(inputs, inputs)
+    manual = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
 
     def described(shape, dtype):
-        if varying:
-            return jax.ShapeDtypeStruct(shape, dtype, vma=varying)
-        return jax.ShapeDtypeStruct(shape, dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=manual)
 
     return pl.pallas_call(
         body,
@@ -281,11 +298,6 @@ def launch(
     )(*inputs)
 
 
-def _varying(array: Array) -> frozenset:
-    """Return over which axes of a mesh `array` varies, inside `jax.shard_map`."""
-    return getattr(jax.typeof(array), "vma", frozenset())
-
-
 def tile_scratch(plan: Plan, dtype: Any = jnp.float32) -> Any:
     """Describe a tile [rows, H] in VMEM."""
     return pltpu.VMEM((plan.rows, plan.units), dtype)
@@ -294,12 +306,3 @@ def tile_scratch(plan: Plan, dtype: Any = jnp.float32) -> Any:
 def flags_column(flags: Array | None) -> tuple[Array, ...]:
     """Return flags [T, B] as a column for each step, [T, B, 1], if there are any."""
     return () if flags is None else (flags.astype(jnp.int32)[..., None],)
-
-
-def available_operations() -> frozenset[str]:
-    """Return which operations on tiles the TPU's compiler knows."""
-    raise NotImplementedError
-
-
-def total_bytes(shapes: Iterable[tuple[int, ...]]) -> int:
-    return sum(math.prod(s) for s in shapes)
