@@ -1,11 +1,12 @@
 """Compile the TPU kernels for a v5e without one, and count what a step takes.
 
 The compiler for TPUs is a package, `libtpu`, that needs no TPU. It packs instructions into bundles,
-one of which is issued at each cycle; the bundles in the loop over time are the cycles of a step if
-nothing waits for memory. They are printed beside the least that the matrix units allow: four
-units of 128 x 128 multiply 65536 pairs of numbers a cycle, 197 TFLOP/s at 1.5 GHz. The time that
-HBM needs for what moves at each step, at 819 GB/s, is printed as well: the larger of the two
-counts. Nothing is run, so that nothing is timed.
+one of which is issued at each cycle; the bundles in the loop over the steps of a block are the
+cycles of a step if nothing waits, and those around it are spent once a block. They are printed
+beside the least that the matrix units allow: four units of 128 x 128 multiply 65536 pairs of
+numbers a cycle, 197 TFLOP/s at 1.5 GHz. The time that HBM takes for what moves at each step, at
+819 GB/s, is printed as well: a step takes the larger of the two. Nothing is run, so that nothing is
+timed.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_bptt as jb
 from jax_bptt.kernels import tpu_resident
-from jax_bptt.kernels.form import Form, normal_form
+from jax_bptt.kernels.form import Form, normal_form, stack_gates
 
 TOPOLOGY = "v5e:2x2"
 PAIRS = 4 * 128 * 128
@@ -52,12 +53,14 @@ class Line(NamedTuple):
 
     Attributes:
       name: of the kernel.
-      bundles: in the loop over time.
+      around: bundles of a block, besides those of its steps.
+      bundles: of a step.
       floor: cycles that the matrix units need for the same products.
       moved: bytes between HBM and VMEM at each step.
     """
 
     name: str
+    around: int
     bundles: int
     floor: float
     moved: int
@@ -79,25 +82,33 @@ def target(dump: Path) -> Target:
     return Target(NamedSharding(Mesh(devices[:1], ("d",)), PartitionSpec()), dump)
 
 
-def bundles_of_loop(text: str) -> int:
-    """Return how many bundles the innermost loop of a listing has.
+def bundles(listing: str) -> tuple[int, int] | None:
+    """Return how many bundles a listing has in the loop over blocks, and in that over steps in it.
 
-    A line is a bundle: its address, the kind of place it is, as many `>` as it is deep in loops.
+    A line is a bundle: its address, a mark where loops begin and end, and as many `>` as it is deep
+    in loops. None unless there are just these two loops.
     """
-    depths = [len(m[1]) for m in re.finditer(r"^ *(?:0x[0-9a-f]+|0) [A-Z ]*: (>*) ?\{", text, re.M)]
-    return depths.count(max(depths, default=0))
+    lines = re.finditer(r"^ *0?x?[0-9a-f]+ [A-Z ]*: (>*) ?\{", listing, re.M)
+    depths = [len(line[1]) for line in lines]
+    if set(depths) != {0, 1, 2}:
+        return None
+    return depths.count(1), depths.count(2)
 
 
-def compiled(target: Target, function: Any, *arguments: Any) -> int:
-    """Compile `function` for arrays like `arguments`; return the bundles of its loop."""
+def compiled(target: Target, function: Any, *arguments: Any) -> tuple[int, int]:
+    """Compile `function` for arrays like `arguments`; return the bundles of its kernel's loops."""
 
     def described(a):
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=target.sharding)
 
     before = set(target.dump.iterdir())
     jax.jit(function).lower(*jax.tree.map(described, arguments)).compile()
-    listings = [f for f in set(target.dump.iterdir()) - before if "final_bundles" in f.name]
-    return max(bundles_of_loop(f.read_text()) for f in listings if "analysis" not in f.name)
+    written = set(target.dump.iterdir()) - before
+    listings = [f.read_text() for f in written if re.search(r"\d-final_bundles", f.name)]
+    found = [loops for loops in map(bundles, listings) if loops is not None]
+    if len(found) != 1:
+        raise SystemExit(f"compile_tpu: {len(found)} kernels in what the compiler wrote, not one")
+    return found[0]
 
 
 def moved_bytes(*trees: Any) -> int:
@@ -122,11 +133,11 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
         return form.matrix, form.bias, form.units
 
     traced = jax.eval_shape(form_of, weights)
-    dtype = traced[0].dtype
     heads, size, gates, _ = traced[0].shape
     step = found[0].step
     tile = STEPS, batch, heads * size
-    drives = shape((STEPS, batch, step.drives, heads * size), dtype)
+    drive = jax.eval_shape(lambda *a: stack_gates(cell.project(*a), 2), weights, xs)
+    drives = shape(drive.shape, drive.dtype)
 
     def with_form(arrays):
         matrix, bias, units = arrays
@@ -150,13 +161,13 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     return [
         Line(
             "forward",
-            compiled(target, forward, traced, leaves, drives),
+            *compiled(target, forward, traced, leaves, drives),
             products * gates,
             moved_bytes(drives, states, saved),
         ),
         Line(
             "reverse",
-            compiled(target, backward, traced, leaves, states, saved, leaves, d_states),
+            *compiled(target, backward, traced, leaves, states, saved, leaves, d_states),
             products * crossing,
             moved_bytes(saved, read, d_states, emitted),
         ),
@@ -168,7 +179,7 @@ def table(target: Target, options: argparse.Namespace) -> None:
     print(
         f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, jax {jax.__version__}"
     )
-    print("   H  kernel   bundles    floor  ratio  us/step    HBM us")
+    print("   H  kernel   bundles  a block  floor  ratio  us/step  HBM us")
     for units in options.units:
         cell = CELLS[options.cell](
             input_size=units, hidden_size=units, dtype=getattr(jnp, options.dtype)
@@ -177,9 +188,9 @@ def table(target: Target, options: argparse.Namespace) -> None:
             cell = jb.multi_head(cell, heads=options.heads)
         for line in measure(target, cell, options.batch):
             print(
-                f"{units:4}  {line.name}  {line.bundles:8}  {line.floor:7.0f}  "
+                f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
                 f"{line.bundles / line.floor:5.2f}  {1e6 * line.bundles / HERTZ:7.2f}  "
-                f"{1e6 * line.moved / BYTES_PER_SECOND:8.2f}",
+                f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )
 

@@ -39,31 +39,34 @@ def fused(
 
     The rule by which a kernel is chosen, each time a run is traced (`explain` prints the outcome):
 
-    - T is not 0, and the step is a `GatedStep` of float32 state [*batch, H] whose product reads one
-      leaf of it;
+    - T and B are not 0, and the step is a `GatedStep` of float32 state [*batch, H] whose product
+      reads one leaf of it;
     - of the kernels for the device, the first in order of preference that takes the cell's form:
       its heads (see `multi_head`; a dense matrix is one head), gates and dtype.
 
-    ======  ============  ==========================================================================
-    device  kernel        takes
-    ======  ============  ==========================================================================
-    GPU     `gpu_heads`   heads of 32, 64, 96 or 128 units, up to 4 gates, a matrix that fits into
-                          registers: up to 128 units in bfloat16, 64 in float32
-    ======  ============  ==========================================================================
+    ======  ==============  ========================================================================
+    device  kernel          takes
+    ======  ==============  ========================================================================
+    GPU     `gpu_heads`     heads of 32, 64, 96 or 128 units, up to 4 gates, a matrix that fits into
+                            registers: up to 128 units in bfloat16, 64 in float32; JAX 0.11 or later
+    TPU     `tpu_resident`  any heads and gates, in bfloat16 or float32, whose matrices fit into the
+                            vector memory, with 16 MiB and a block of the sequence beside them: of
+                            128 MiB, an LSTM of up to 3584 units in bfloat16, 2560 in float32
+    ======  ==============  ========================================================================
 
-    Elsewhere, and before JAX 0.11, `bptt()` runs, with the same result. Derivatives in forward mode
-    and of higher order are those of the plain scan.
+    Elsewhere `bptt()` runs, with the same result. Derivatives in forward mode and of higher order
+    are those of the plain scan.
 
     States are carried in float32. The product takes its operands in the dtype in which `mix` does;
-    on a GPU float32 is split in three bfloat16 pieces each, whose six largest products leave an
-    error of 1e-8. What the forward kernel keeps for the reverse one, five arrays of [T, B, H] for
-    an LSTM, is in the dtype of the operands. The kernels have been compiled for an H200 and run in
-    the interpreter of JAX; they have not been run on a GPU, so that nothing is known of their
-    speed.
+    float32 has products as good as its own: on a GPU of three bfloat16 pieces each, whose six
+    largest products leave an error of 1e-8. What the forward kernel keeps for the reverse one, five
+    arrays of [T, B, H] for an LSTM, is in the dtype of the operands. The kernels have been compiled
+    for an H200 and a TPU v5e and run in the interpreter of JAX; they have not been run on either,
+    so that nothing is known of their speed.
 
     Args:
-      approximate: whether transcendental functions may be the hardware's own, of about 11 bits:
-        enough for bfloat16.
+      approximate: whether a GPU's transcendental functions may be the hardware's own, of about 11
+        bits: enough for bfloat16. On a TPU they are the compiler's in any case.
       interpret: whether to run the kernels in JAX's interpreter on a CPU, for tests: very slow.
       device: "gpu", "cpu" or "tpu", whose kernels to take; None for JAX's default one. To be given
         with `interpret`, and in order to compile for a device that is not there.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import register_static
 
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import batch_shape, require
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.kernels.form import Form, normal_form
 
@@ -84,8 +84,8 @@ def choose(
     device = device or jax.default_backend()
     if device not in KERNELS:
         return f"the device is a {device}, and kernels are for {' and '.join(KERNELS)}"
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
-        return "there is no step"
+    if 0 in (jax.tree.leaves(xs)[0].shape[0], *batch_shape(cell, xs)):
+        return "there is no step of any sequence"
     form = normal_form(cell, weights, state, xs)
     if isinstance(form, str):
         return form

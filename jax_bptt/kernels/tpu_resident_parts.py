@@ -31,7 +31,7 @@ FEW = 16
 STEPS = 64
 """Steps in a block, at most."""
 
-BLOCK = 8 << 20
+BLOCK = 32 << 20
 """Bytes of the blocks of one grid step: enough that moving them takes longer than starting to."""
 
 CAPACITY = 128 << 20

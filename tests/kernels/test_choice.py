@@ -26,9 +26,9 @@ def kernels(monkeypatch):
     monkeypatch.setattr(choice.Kernel, "module", property(lambda kernel: modules[kernel.name]))
 
 
-def chosen(cell, steps=2, device="gpu"):
+def chosen(cell, steps=2, batch=3, device="gpu"):
     params = jax.tree.map(lambda p: p.astype(jnp.float32), cell.init(jax.random.key(0)))
-    xs = jnp.ones((steps, 3, 2), jnp.float32)
+    xs = jnp.ones((steps, batch, 2), jnp.float32)
     state = jax.tree.map(
         lambda s: s.astype(jnp.float32), cell.initial_state(params, (xs.shape[1],))
     )
@@ -49,7 +49,7 @@ def test_the_reasons_of_each(kernels):
 
 def test_what_no_kernel_can_take(kernels):
     gru = jb.gru(input_size=2, hidden_size=4)
-    assert chosen(gru, steps=0) == "there is no step"
+    assert chosen(gru, steps=0) == chosen(gru, batch=0) == "there is no step of any sequence"
     assert chosen(gru, device="cpu") == "the device is a cpu, and kernels are for gpu"
     before = jb.gru_reset_before(input_size=2, hidden_size=4)
     assert "no jb.GatedStep" in str(chosen(before))
