@@ -4,9 +4,9 @@ The compiler for TPUs is a package, `libtpu`, that needs no TPU. It packs instru
 one of which is issued at each cycle; the bundles in the loop over the steps of a block are the
 cycles of a step if nothing waits, and those around it are spent once a block. They are printed
 beside the least that the matrix units allow: four units of 128 x 128 multiply 65536 pairs of
-numbers a cycle, 197 TFLOP/s at 1.5 GHz. The time that HBM takes for what moves at each step, at
-819 GB/s, is printed as well: a step takes the larger of the two. Nothing is run, so that nothing is
-timed.
+numbers a cycle, 197 TFLOP/s at 1.5 GHz. Where bundles are fewer, the units make them wait. The time
+that HBM takes for what moves at each step, at 819 GB/s, is printed as well: a step takes the
+largest of the three. Nothing is run, so that nothing is timed.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def table(target: Target, options: argparse.Namespace) -> None:
         for line in measure(target, cell, options.batch):
             print(
                 f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{line.bundles / line.floor:5.2f}  {1e6 * line.bundles / HERTZ:7.2f}  "
+                f"{line.bundles / line.floor:5.2f}  {1e6 * max(line.bundles, line.floor) / HERTZ:7.2f}  "
                 f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )

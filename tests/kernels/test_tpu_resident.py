@@ -1,6 +1,7 @@
 """The TPU kernels, interpreted, against a plain scan; what lies beyond an array's end is NaN."""
 
 import functools
+import types
 from typing import Any
 
 import jax
@@ -142,7 +143,7 @@ def test_blocks_that_do_not_divide(constructor, size, small_blocks):
 
 
 def test_in_the_simulator_of_a_tpu(small_blocks):
-    case = make_case(jb.lstm_peephole, jnp.bfloat16, 3, 5, 6, True)
+    case = make_case(jb.lstm_peephole, jnp.bfloat16, 3, 18, 6, True)
     check(case, TOLERANCE[jnp.bfloat16], pltpu.InterpretParams())
 
 
@@ -187,6 +188,15 @@ def test_says_what_does_not_fit():
     assert with_matrix((32, 128, 4, 128), jnp.float32) is None
     reason = str(with_matrix((1, 4096, 4, 4096), jnp.bfloat16))
     assert "4 matrices [4096, 4096] of bfloat16 take 128 MiB" in reason and "the 128 that" in reason
+
+
+def test_the_memory_is_that_of_the_tpu_at_hand(monkeypatch):
+    info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
+    assert info.vmem_capacity_bytes == tpu_resident_parts.capacity()
+    smaller = types.SimpleNamespace(vmem_capacity_bytes=32 << 20)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(pltpu, "get_tpu_info", lambda: smaller)
+    assert tpu_resident_parts.capacity() == 32 << 20
 
 
 def test_a_plan_fits_into_the_memory():
