@@ -187,9 +187,10 @@ def table(target: Target, options: argparse.Namespace) -> None:
         if options.heads > 1:
             cell = jb.multi_head(cell, heads=options.heads)
         for line in measure(target, cell, options.batch):
+            seconds = max(line.bundles, line.floor) / HERTZ
             print(
                 f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{line.bundles / line.floor:5.2f}  {1e6 * max(line.bundles, line.floor) / HERTZ:7.2f}  "
+                f"{line.bundles / line.floor:5.2f}  {1e6 * seconds:7.2f}  "
                 f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )

@@ -17,6 +17,8 @@ where M^T was transposed once, outside. The gradient of the weights is no part o
 product of what the two kernels return.
 """
 
+import functools
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,31 +97,28 @@ def forward(
         def entering(j, restart, units):
             return parts.select(restart, start_refs[j][:, units], carry_refs[j][:, units])
 
+        def feedback(g, group, units):
+            bias = parts.spread_row(rows_ref, g, plan.rows, units)
+            if plan.width == 1:
+                weight = parts.spread_row(matrix_ref, g, plan.rows, units)
+                return bias + mixed[:, units].astype(jnp.float32) * weight
+            columns = matrix_ref[group.number, g, :, group.inner(units)]
+            return bias + parts.product(mixed[:, group.units], columns, interpret)
+
         def advance(t, _):
-            bits = parts.decode(flag_refs, t)
-            restart, held = bits or (None, None)
+            restart, held = parts.decode(flag_refs, t)
             # All chunks multiply the state that entered, and each makes a part of the next one.
             mixed[...] = entering(form.recurrent, restart, slice(None)).astype(mixed.dtype)
-            for number, group, chunks in plan.groups(parts.FORWARD_CHUNK):
-                for units in chunks:
+            for group in plan.groups(parts.FORWARD_CHUNK):
+                for units in group.chunks:
+                    gained = [feedback(g, group, units) for g in range(feedbacks)]
                     olds = [entering(j, restart, units) for j in range(len(carry_refs))]
-                    inner = slice(units.start - group.start, units.stop - group.start)
-                    feedback = []
-                    for g in range(feedbacks):
-                        bias = parts.spread_row(rows_ref, g, plan.rows, units)
-                        if plan.width == 1:
-                            weight = parts.spread_row(matrix_ref, g, plan.rows, units)
-                            feedback.append(bias + mixed[:, units].astype(jnp.float32) * weight)
-                        else:
-                            columns = matrix_ref[number, g, :, inner]
-                            made = parts.product(mixed[:, group], columns, interpret)
-                            feedback.append(bias + made)
                     drive = [drives_ref[t, g, :, units].astype(jnp.float32) for g in range(gates)]
                     weights = [
                         parts.spread_row(rows_ref, feedbacks + u, plan.rows, units)
                         for u in range(step.units)
                     ]
-                    news, saved = step.forward(olds, drive, feedback, weights)
+                    news, saved = step.forward(olds, drive, gained, weights)
                     news = [parts.select(held, a, b) for a, b in zip(olds, news, strict=True)]
                     for ref, value in zip(carry_refs, news, strict=True):
                         ref[:, units] = value
@@ -189,11 +188,12 @@ def backward(
     starts = tuple(a for a, r in zip(state, step.reads_prev, strict=True) if r)
     news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
     given = tuple(a for a in d_states if a is not None)
+    crossing = [(g, e) for g, e in enumerate(step.d_feedback) if e is not None]
     dtypes = [form.matrix.dtype] * step.emitted
     dtypes += [jnp.float32] * (count if step.units else 0)
     moving = [*dtypes, *(a.dtype for a in (*saved, *olds, *news, *given))]
-    lasting = count * (2 if flags is None else 4) + len(starts) + 1
-    plan = parts.plan_of(form, states[0], moving, lasting=2 * lasting)
+    lasting = 2 * (count * (2 if flags is None else 3) + 2 * len(starts)) + 1
+    plan = parts.plan_of(form, states[0], moving, lasting)
     last = plan.grid[1] - 1
 
     def body(matrix_ref, rows_ref, last_refs, start_refs, steps_refs, flag_refs, *outs):
@@ -208,72 +208,65 @@ def backward(
             for ref in d_start_refs:
                 ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
+        def derivative(t, before, restart, held, units):
+            kept = [ref[t, :, units].astype(jnp.float32) for ref in saved_refs]
+            fresh = iter(new_refs)
+            after = [next(fresh)[t, :, units] if r else None for r in step.reads_new]
+            entered = []
+            for ref, edge, start in zip(old_refs, edge_refs, start_refs, strict=True):
+                old = jnp.where(t == 0, edge[0, :, units], ref[before, :, units])
+                entered.append(parts.select(restart, start[:, units], old))
+            remaining, extra = iter(entered), iter(given_refs)
+            prevs = [next(remaining) if r else None for r in step.reads_prev]
+            d = [
+                ref[:, units] if g is None else ref[:, units] + next(extra)[t, :, units]
+                for ref, g in zip(d_refs, d_states, strict=True)
+            ]
+            through = [parts.select(held, 0.0, x) for x in d]
+            weights = [parts.spread_row(rows_ref, u, plan.rows, units) for u in range(step.units)]
+            d_prev, emitted = step.backward(prevs, after, kept, weights, through)
+            if held is not None:
+                past = [parts.select(held, x, jnp.zeros_like(x)) for x in d]
+                d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
+            for ref, value in zip(d_refs, d_prev, strict=True):
+                ref[:, units] = value
+            results = [*emitted, *(through if step.units else ())]
+            for ref, value in zip(out_refs, results, strict=True):
+                ref[t, :, units] = value.astype(ref.dtype)
+            return [e.astype(plan.dtype) for e in emitted]
+
+        def add_product(group, units, emitted):
+            hidden = d_refs[form.recurrent]
+            if plan.width == 1:
+                for g, e in crossing:
+                    weight = parts.spread_row(matrix_ref, g, plan.rows, units)
+                    hidden[:, units] += emitted[e].astype(jnp.float32) * weight
+                return
+            rows = group.inner(units)
+            terms = [
+                parts.product(emitted[e], matrix_ref[group.number, g, rows], interpret)
+                for g, e in crossing
+            ]
+            total = functools.reduce(operator.add, terms)
+            # The chunks yet to come read what reached them from the step after, not from this one.
+            if units.start > group.units.start:
+                total = total + sum_ref[:, group.units]
+            if units.stop < group.units.stop:
+                sum_ref[:, group.units] = total
+            else:
+                hidden[:, group.units] += total
+
         valid = parts.valid_steps(plan, block)
 
         def retreat(k, _):
             t = valid - 1 - k
             before = jnp.maximum(t - 1, 0)
-            bits = parts.decode(flag_refs, t)
-            restart, held = bits or (None, None)
-
-            def derivative(units):
-                kept = [ref[t, :, units].astype(jnp.float32) for ref in saved_refs]
-                after, before_units = iter(new_refs), []
-                after = [next(after)[t, :, units] if r else None for r in step.reads_new]
-                for ref, edge, start in zip(old_refs, edge_refs, start_refs, strict=True):
-                    old = jnp.where(t == 0, edge[0, :, units], ref[before, :, units])
-                    before_units.append(parts.select(restart, start[:, units], old))
-                remaining = iter(before_units)
-                prevs = [next(remaining) if r else None for r in step.reads_prev]
-                extra = iter(given_refs)
-                d = [ref[:, units] for ref in d_refs]
-                d = [
-                    x if g is None else x + next(extra)[t, :, units]
-                    for x, g in zip(d, d_states, strict=True)
-                ]
-                through = [parts.select(held, 0.0, x) for x in d]
-                weights = [
-                    parts.spread_row(rows_ref, u, plan.rows, units) for u in range(step.units)
-                ]
-                d_prev, emitted = step.backward(prevs, after, kept, weights, through)
-                if held is not None:
-                    past = [parts.select(held, x, jnp.zeros_like(x)) for x in d]
-                    d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
-                for ref, value in zip(d_refs, d_prev, strict=True):
-                    ref[:, units] = value
-                results = [*emitted, *(through if step.units else ())]
-                for ref, value in zip(out_refs, results, strict=True):
-                    ref[t, :, units] = value.astype(ref.dtype)
-                return [e.astype(plan.dtype) for e in emitted]
-
-            hidden = d_refs[form.recurrent]
-            for number, group, chunks in plan.groups(parts.REVERSE_CHUNK):
-                for units in chunks:
-                    emitted = derivative(units)
-                    inner = slice(units.start - group.start, units.stop - group.start)
-                    total = None
-                    for g, e in enumerate(step.d_feedback):
-                        if e is None:
-                            continue
-                        if plan.width == 1:
-                            weight = parts.spread_row(matrix_ref, g, plan.rows, units)
-                            made = emitted[e].astype(jnp.float32) * weight
-                        else:
-                            made = parts.product(
-                                emitted[e], matrix_ref[number, g, inner, :], interpret
-                            )
-                        total = made if total is None else total + made
-                    if total is None:
-                        continue
-                    if plan.width == 1:
-                        hidden[:, units] += total
-                        continue
-                    if units.start > group.start:
-                        total = total + sum_ref[:, group]
-                    if units.stop < group.stop:
-                        sum_ref[:, group] = total
-                    else:
-                        hidden[:, group] += total
+            restart, held = parts.decode(flag_refs, t)
+            for group in plan.groups(parts.REVERSE_CHUNK):
+                for units in group.chunks:
+                    emitted = derivative(t, before, restart, held, units)
+                    if crossing:
+                        add_product(group, units, emitted)
             if restart is not None:
                 for ref, start in zip(d_refs, d_start_refs, strict=True):
                     d = ref[...]

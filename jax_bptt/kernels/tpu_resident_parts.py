@@ -73,15 +73,33 @@ class Plan(NamedTuple):
         """Blocks of rows, blocks of steps."""
         return -(-self.batch // self.rows), -(-self.steps // self.block)
 
-    def groups(self, chunk: int) -> list[tuple[int, slice, list[slice]]]:
-        """Return of every group its number, its units and their chunks."""
+    def groups(self, chunk: int) -> list["Group"]:
+        """Return the groups, their units in chunks of that many."""
         width = chunk if self.width == 1 else self.width
         found = []
         for first in range(0, self.units, width):
             last = min(first + width, self.units)
             chunks = [slice(a, min(a + chunk, last)) for a in range(first, last, chunk)]
-            found.append((len(found), slice(first, last), chunks))
+            found.append(Group(len(found), slice(first, last), chunks))
         return found
+
+
+class Group(NamedTuple):
+    """Units that one matrix multiplies.
+
+    Attributes:
+      number: of the group.
+      units: which of all H.
+      chunks: the same units in several parts.
+    """
+
+    number: int
+    units: slice
+    chunks: list[slice]
+
+    def inner(self, chunk: slice) -> slice:
+        """Return the units of a chunk counted within the group."""
+        return slice(chunk.start - self.units.start, chunk.stop - self.units.start)
 
 
 def group_width(heads: int, size: int) -> int:
@@ -137,7 +155,7 @@ def plan_of(form: Form, like: Array, tiles: Sequence[Any], lasting: int) -> Plan
     rows = batch if count == 1 else whole(-(-batch // count))
     while rows > FEW and not fits(rows, 1):
         rows = whole(rows // 2)
-    moving = sum(padded_bytes(rows, heads * size, dtype) for dtype in tiles)
+    moving = moving_bytes(tiles, rows, heads * size)
     block = min(STEPS, steps, max(1, BLOCK // (2 * moving)))
     while block > 1 and not fits(rows, block):
         block -= 1
@@ -152,9 +170,15 @@ def needed_bytes(form: Form, tiles: Sequence[Any], lasting: int, *, rows: int, b
     Of what moves there are two, one that moves while the other is worked on.
     """
     units = form.matrix.shape[0] * form.matrix.shape[1]
-    moving = sum(padded_bytes(rows, units, dtype) for dtype in tiles)
+    moving = moving_bytes(tiles, rows, units)
     staying = lasting * padded_bytes(rows, units, jnp.float32)
     return matrix_bytes(form) + 2 * block * moving + staying + RESERVE
+
+
+def moving_bytes(tiles: Sequence[Any], rows: int, units: int) -> int:
+    """Return the bytes in VMEM of what goes in or out at each step, flags included."""
+    moving = sum(padded_bytes(rows, units, dtype) for dtype in tiles)
+    return moving + padded_bytes(rows, 1, jnp.int32)
 
 
 def available() -> str | None:
@@ -183,11 +207,11 @@ def grouped(form: Form, *, transposed: bool) -> Array:
         return form.matrix[:, 0, :, 0].T.astype(jnp.float32)
     together = width // size
     blocks = form.matrix.reshape(heads // together, together, size, gates, size)
-    eye = jnp.eye(together, dtype=blocks.dtype)
-    axes = "nkigj,kl->ngljki" if transposed else "nkigj,kl->ngkilj"
-    # Ones and zeros: no sum has more than one term.
-    spread = jnp.einsum(axes, blocks, eye, precision=lax.Precision.HIGHEST)
-    return spread.reshape(heads // together, gates, width, width)
+    blocks = jnp.transpose(blocks, (0, 3, 1, 2, 4))[:, :, :, :, None]
+    own = jnp.eye(together, dtype=bool)[None, None, :, None, :, None]
+    zero = jnp.zeros((), blocks.dtype)
+    matrices = jnp.where(own, blocks, zero).reshape(-1, gates, width, width)
+    return jnp.swapaxes(matrices, 2, 3) if transposed else matrices
 
 
 def product(lhs: Array, rhs: Array, interpret: Any) -> Array:
@@ -202,10 +226,10 @@ def product(lhs: Array, rhs: Array, interpret: Any) -> Array:
     return jnp.dot(lhs, rhs, precision=precision, preferred_element_type=jnp.float32)
 
 
-def decode(flags: Sequence[Any], t: Any) -> tuple[Array, Array] | None:
+def decode(flags: Sequence[Any], t: Any) -> tuple[Array, Array] | tuple[None, None]:
     """Return which rows are reset and which are held at step t, [rows, 1] int32, if any."""
     if not flags:
-        return None
+        return None, None
     bits = flags[0][t]
     return bits & RESET, bits & HELD
 
