@@ -3,7 +3,8 @@
 from jax_bptt import interop as interop
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
-from jax_bptt.algorithms.fused import explain, fused
+from jax_bptt.algorithms.explain import explain
+from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
 from jax_bptt.cells.conv_lstm import conv_lstm
 from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler

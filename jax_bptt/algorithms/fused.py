@@ -1,4 +1,4 @@
-"""A gated cell with all steps of a sequence in one GPU kernel, forward and reverse."""
+"""A gated cell with all steps of a sequence in one kernel, forward and reverse."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,55 +11,72 @@ from jax_bptt.core import adjoint, trees
 from jax_bptt.core.bptt import bptt
 from jax_bptt.core.checks import batch_shape, require
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.types import Algorithm, Cell, GatedStep, PyTree
+from jax_bptt.core.types import Algorithm, GatedStep, PyTree
+from jax_bptt.kernels.choice import Kernel, check_device, choose
 from jax_bptt.kernels.form import HELD, RESET, Form, normal_form, split_gates, stack_gates
 
 
 class _Kept(NamedTuple):
     """What the reverse kernel reads, besides the arguments of the run: states and saved tiles."""
 
+    kernel: Kernel
     inputs: tuple[PyTree, PyTree, PyTree, Controls]
     states: PyTree
     saved: tuple[Array, ...]
 
 
-def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
-    """Return backpropagation through time with all T steps in one GPU kernel, where there is one.
+def fused(
+    *, approximate: bool = False, interpret: bool = False, device: str | None = None
+) -> Algorithm:
+    """Return backpropagation through time with all T steps in one kernel, where there is one.
 
     A scan starts several GPU kernels a step, each of which takes longer to start than to run for a
-    layer of usual size. Here the arithmetic of a `GatedStep` is traced into one kernel that keeps
-    the recurrent matrix in registers from the first step to the last; the reverse pass is a second
-    kernel of that kind. Input products, readout and the gradients of the weights are batched over
-    time, as in `bptt`. As in FlashRNN, but for any gated cell.
+    layer of usual size, and reads the recurrent matrix from memory at each. Here the arithmetic of
+    a `GatedStep` is traced into one kernel that keeps the matrix next to the units that multiply,
+    from the first step to the last; the reverse pass is a second kernel of that kind. Input
+    products, readout and the gradients of the weights are batched over time, as in `bptt`. As in
+    FlashRNN, but for any gated cell.
 
     The rule by which a kernel is chosen, each time a run is traced (`explain` prints the outcome):
 
-    - the device is a GPU, and JAX has what the kernel is written in (0.11 or later);
-    - the step is a `GatedStep` of real floating state [*batch, H] whose product reads one leaf of
-      it, with up to 4 gates;
-    - the matrix is one of heads of 32, 64, 96 or 128 units (see `multi_head`; a dense one is one
-      head), and fits into the registers: up to 128 units in bfloat16, 64 in float32;
-    - states are float32 and T is not 0.
+    - T and B are not 0, and the step is a `GatedStep` of float32 state [*batch, H] whose product
+      reads one leaf of it;
+    - of the kernels for the device, the first in order of preference that takes the cell's form:
+      its heads (see `multi_head`; a dense matrix is one head), gates and dtype.
+
+    ======  ==============  ========================================================================
+    device  kernel          takes
+    ======  ==============  ========================================================================
+    GPU     `gpu_heads`     heads of 32, 64, 96 or 128 units, up to 4 gates, a matrix that fits into
+                            registers: up to 128 units in bfloat16, 64 in float32; JAX 0.11 or later
+    TPU     `tpu_resident`  any heads and gates, in bfloat16 or float32, whose matrices fit into the
+                            vector memory, with 16 MiB and a block of the sequence beside them: of
+                            128 MiB, an LSTM of up to 3584 units in bfloat16, 2560 in float32
+    ======  ==============  ========================================================================
 
     Elsewhere `bptt()` runs, with the same result. Derivatives in forward mode and of higher order
     are those of the plain scan.
 
     States are carried in float32. The product takes its operands in the dtype in which `mix` does;
-    float32 is split in three bfloat16 pieces each, whose six largest products leave an error of
-    1e-8. What the forward kernel keeps for the reverse one, five arrays of [T, B, H] for an LSTM,
-    is in the dtype of the operands. The kernels have been compiled for an H200 and run in the
-    interpreter of JAX; they have not been run on a GPU, so that nothing is known of their speed.
+    float32 has products as good as its own: on a GPU of three bfloat16 pieces each, whose six
+    largest products leave an error of 1e-8. What the forward kernel keeps for the reverse one, five
+    arrays of [T, B, H] for an LSTM, is in the dtype of the operands. The kernels have been compiled
+    for an H200 and a TPU v5e and run in the interpreter of JAX; they have not been run on either,
+    so that nothing is known of their speed.
 
     Args:
-      approximate: whether transcendental functions may be the hardware's own, of about 11 bits:
-        enough for bfloat16.
+      approximate: whether a GPU's transcendental functions may be the hardware's own, of about 11
+        bits: enough for bfloat16. On a TPU they are the compiler's in any case.
       interpret: whether to run the kernels in JAX's interpreter on a CPU, for tests: very slow.
+      device: "gpu", "cpu" or "tpu", whose kernels to take; None for JAX's default one. To be given
+        with `interpret`, and in order to compile for a device that is not there.
 
     Returns:
       An `Algorithm` for `unroll`.
 
     Raises:
-      TypeError: an argument is no bool.
+      TypeError: a flag is no bool.
+      ValueError: the device is none of these, or is not given with `interpret`.
 
     References:
       K. Poppel, M. Beck and S. Hochreiter (2024), "FlashRNN: optimizing traditional RNNs on modern
@@ -75,39 +92,42 @@ def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
     for name, value in (("approximate", approximate), ("interpret", interpret)):
         message = f"fused: {name} must be True or False, got {value!r}"
         require(isinstance(value, bool), message, TypeError)
+    check_device("fused", device)
+    message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
+    require(device is not None or not interpret, message)
     scan = bptt()
 
     def forward(cell, weights, state, xs, controls):
-        device = "gpu" if interpret else jax.default_backend()
-        form = _chosen(cell, weights, state, xs, device)
-        if isinstance(form, str):
+        choice = choose(cell, weights, state, xs, device)
+        if isinstance(choice, str):
             return scan.forward(cell, weights, state, xs, controls)
+        kernel, form = choice
         drives = adjoint.over_time(cell, cell.project)(weights, xs)
         batch = batch_shape(cell, xs)
         (steps,) = jax.tree.leaves(xs)[0].shape[:1]
         gates = stack_gates(drives, 1 + len(batch))
         rows = math.prod(batch)
-        found, saved = _kernels().forward(
+        found, saved = kernel.forward(
             form,
             _flat(state, rows),
             gates.reshape(steps, rows, *gates.shape[-2:]),
             _flags(controls, steps, rows),
             save=True,
             approximate=approximate,
-            interpret=_interpreter(interpret),
+            interpret=kernel.interpreter(interpret),
         )
         leaves, structure = jax.tree.flatten(state)
         shaped = [s.reshape(steps, *like.shape) for s, like in zip(found, leaves, strict=True)]
         states = jax.tree.unflatten(structure, shaped)
         ys = adjoint.over_time(cell, cell.readout)(weights, states)
         last_state = jax.tree.map(lambda s: s[-1], states)
-        return (last_state, ys), _Kept((weights, state, xs, controls), states, saved)
+        return (last_state, ys), _Kept(kernel, (weights, state, xs, controls), states, saved)
 
     def backward(cell, residuals, d_last_state, d_ys):
         if not isinstance(residuals, _Kept):
             assert scan.backward is not None
             return scan.backward(cell, residuals, d_last_state, d_ys)
-        (weights, state, xs, controls), states, saved = residuals
+        kernel, (weights, state, xs, controls), states, saved = residuals
         form, step = normal_form(cell, weights, state, xs), cell.step
         assert isinstance(form, Form) and isinstance(step, GatedStep)
         batch = batch_shape(cell, xs)
@@ -115,7 +135,7 @@ def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
         d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
         structure = jax.tree.structure(state)
         given = jax.tree.leaves(d_states, is_leaf=lambda d: d is None)
-        d_first, d_start, emitted, lambdas = _kernels().backward(
+        d_first, d_start, emitted, lambdas = kernel.backward(
             form,
             _flat(state, rows),
             _flat(states, steps, rows),
@@ -124,7 +144,7 @@ def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
             _flat(d_last_state, rows),
             tuple(d if d is None else d.reshape(steps, rows, -1) for d in given),
             approximate=approximate,
-            interpret=_interpreter(interpret),
+            interpret=kernel.interpreter(interpret),
         )
         d_state = _shaped(d_first, structure, batch)
         if d_start is not None:
@@ -157,78 +177,6 @@ def fused(*, approximate: bool = False, interpret: bool = False) -> Algorithm:
         return trees.cast_gradient(d_weights, weights), d_state, d_xs
 
     return Algorithm(forward, backward)
-
-
-def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None) -> str:
-    """Return in words what `fused()` would run, and what stands in the way of the kernel if not it.
-
-    Args:
-      cell: a `Cell`.
-      params: its parameters, or their `jax.ShapeDtypeStruct`.
-      xs: [T, *batch, I], or its `jax.ShapeDtypeStruct`.
-      device: "gpu", "cpu" or "tpu", to ask about another device than JAX's default one.
-
-    Returns:
-      One or two lines.
-
-    Raises:
-      ValueError: the device is none of these.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jax_bptt as jb
-      >>> cell = jb.lru(input_size=3, hidden_size=64)
-      >>> params = cell.init(jax.random.key(0))
-      >>> print(jb.explain(cell, params, jnp.ones((10, 2, 3)), device="gpu"))
-      fused() runs bptt(), a scan over time:
-      its step is no jb.GatedStep, whose product is known from its arithmetic
-    """
-    message = f"explain: device must be 'gpu', 'cpu', 'tpu' or None, got {device!r}"
-    require(device in ("gpu", "cpu", "tpu", None), message)
-    found = []
-
-    def choose(params, xs):
-        state = cell.initial_state(params, batch_shape(cell, xs))
-        weights = cell.prepare(params)
-        found.append(_chosen(cell, weights, state, xs, device or jax.default_backend()))
-
-    jax.eval_shape(choose, params, xs)
-    (form,) = found
-    if isinstance(form, str):
-        return f"fused() runs bptt(), a scan over time:\n{form}"
-    heads, size, gates, _ = form.matrix.shape
-    return (
-        f"fused() runs the GPU kernel: all steps in one launch, {heads} x {size} units, {gates} "
-        f"gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept besides "
-        "the states"
-    )
-
-
-def _chosen(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree, device: str) -> Form | str:
-    """Return the normal form of a cell that a kernel takes on `device`, or why none does."""
-    if device != "gpu":
-        return f"the device is a {device}, and the kernel is one for GPUs"
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
-        return "there is no step"
-    form = normal_form(cell, weights, state, xs)
-    if isinstance(form, str):
-        return form
-    wide = sorted({str(s.dtype) for s in jax.tree.leaves(state)} - {"float32"})
-    if wide:
-        return f"the state is {wide[0]}, and the kernel carries float32"
-    return _kernels().unsupported(form) or form
-
-
-def _kernels() -> Any:
-    # Pallas takes as long to import as the rest of the library, and few runs need it.
-    from jax_bptt.kernels import gpu_heads
-
-    return gpu_heads
-
-
-def _interpreter(interpret: bool) -> Any:
-    from jax_bptt.kernels import mosaic
-
-    return mosaic.plgpu.InterpretGPUParams() if interpret else None
 
 
 def _flags(controls: Controls, steps: int, rows: int) -> Array | None:

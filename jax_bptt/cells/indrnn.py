@@ -76,7 +76,8 @@ def indrnn(
         step = DiagonalStep(_coefficients)
     else:
         parts.check_function("indrnn", "activation", activation, "jax.nn.relu")
-        step = parts.activated_step(_mix, activation)
+        # Units that see none but themselves: heads of one unit each.
+        step = parts.activated_step(_mix, activation)._replace(heads=hidden_size)
 
     def init(key):
         key_x, key_s, key_y = jax.random.split(key, 3)

@@ -66,6 +66,8 @@ def normal_form(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Form 
     if sum(read) != 1:
         return f"its product reads {sum(read)} leaves of the state, where kernels take one"
     operands = set(_product_dtypes(jax.make_jaxpr(step.mix)(weights, state).jaxpr))
+    if not operands and step.heads == size:
+        operands = {jnp.dtype(jnp.float32)}  # a number for each unit, and no matrix
     if len(operands) != 1:
         found = ", ".join(sorted(map(str, operands))) or "nothing"
         return f"its mix multiplies matrices of {found}, where kernels take one dtype"

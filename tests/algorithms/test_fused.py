@@ -6,15 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import jax_bptt as jb
-from jax_bptt.kernels import mosaic
+from jax_bptt.kernels import mosaic, tpu_resident_parts
 
-needs_kernels = pytest.mark.skipif(
-    mosaic.available() is not None, reason=f"no kernels: {mosaic.available()}"
-)
+LACKS = {"gpu": mosaic.available(), "tpu": tpu_resident_parts.available()}
+NAMES = {"gpu": "gpu_heads", "tpu": "tpu_resident"}
 T, BATCH = 3, (2, 1)
-KERNEL = jb.fused(interpret=True)
+
+
+def on(device, *values, slow=False):
+    reason = LACKS[device]
+    skip = pytest.mark.skipif(reason is not None, reason=f"no kernels: {reason}")
+    return pytest.param(device, *values, marks=[skip, pytest.mark.slow] if slow else skip)
+
+
+each_device = pytest.mark.parametrize("device", [on(name) for name in LACKS])
+
+
+def kernel(device):
+    return jb.fused(interpret=True, device=device)
+
+
 CELLS = {
     "lstm": lambda dtype: jb.multi_head(
         jb.lstm(input_size=2, hidden_size=64, output_size=2, dtype=dtype), heads=2
@@ -60,25 +74,32 @@ def assert_near(got, want, tolerance):
     jax.tree.map(compare, got, want)
 
 
-@needs_kernels
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
-@pytest.mark.parametrize("name", CELLS)
-def test_values_and_gradients_in_single_precision(name, options):
+@pytest.mark.parametrize(
+    "device, name, options",
+    [
+        on(device, name, options, slow=device == "tpu" and (options == {} or name == "lstm"))
+        for device in LACKS
+        for name in CELLS
+        for options in ({}, OPTIONS)
+    ],
+)
+def test_values_and_gradients_in_single_precision(device, name, options):
     cell, *arguments = problem(name, jnp.float32)
-    assert "the GPU kernel" in jb.explain(cell, *arguments[:2], device="gpu")
-    got = gradient(cell, KERNEL, options, *arguments)
+    found = jb.explain(cell, *arguments[:2], device=device)
+    assert f"the kernel {NAMES[device]}" in found
+    got = gradient(cell, kernel(device), options, *arguments)
     assert_near(got, gradient(cell, jb.bptt(), options, *arguments), 2e-6)
 
 
-@needs_kernels
-def test_values_and_gradients_in_half_precision():
+@each_device
+def test_values_and_gradients_in_half_precision(device):
     cell, *arguments = problem("lstm", jnp.bfloat16)
-    got = gradient(cell, KERNEL, OPTIONS, *arguments)
+    got = gradient(cell, kernel(device), OPTIONS, *arguments)
     assert_near(got, gradient(cell, jb.bptt(), OPTIONS, *arguments), 5e-3)
 
 
-@needs_kernels
-def test_vmap_over_inputs_and_over_parameters():
+@each_device
+def test_vmap_over_inputs_and_over_parameters(device):
     cell, params, xs, state = problem("gru", jnp.bfloat16)
     several = jax.vmap(cell.init)(jax.random.split(jax.random.key(2), 2))
     inputs = jnp.stack([xs, 2 * xs])
@@ -88,13 +109,13 @@ def test_vmap_over_inputs_and_over_parameters():
     ):
         got, want = (
             jax.vmap(functools.partial(gradient, cell, kind, {}), in_axes=axes)(*given)
-            for kind in (KERNEL, jb.bptt())
+            for kind in (kernel(device), jb.bptt())
         )
         assert_near(got, want, 5e-3)
 
 
-@needs_kernels
-def test_forward_mode_is_that_of_the_scan():
+@each_device
+def test_forward_mode_is_that_of_the_scan(device):
     cell, *arguments = problem("gru", jnp.float32)
 
     def outputs(params, algorithm):
@@ -102,7 +123,7 @@ def test_forward_mode_is_that_of_the_scan():
 
     got, want = (
         jax.jvp(functools.partial(outputs, algorithm=a), (arguments[0],), (arguments[0],))[1]
-        for a in (KERNEL, jb.bptt())
+        for a in (kernel(device), jb.bptt())
     )
     assert_near(got, want, 2e-6)
 
@@ -115,29 +136,68 @@ def test_without_a_gpu_the_scan_runs(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@needs_kernels
+@pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
+@pytest.mark.parametrize("device", [on("tpu")])
+def test_shard_map_over_the_batch(inside, device):
+    cell, params, xs, state = problem("lstm_peephole", jnp.float32)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = P(), P(None, "batch"), P("batch")
+
+    def local(params, xs, state):
+        return loss(cell, kernel(device), {}, (params, xs, state))[0]
+
+    # What weighs the outputs in `loss` counts from zero on every device; so it does here.
+    def separate(params):
+        halves = [(xs[:, k : k + 1], jax.tree.map(lambda s: s[k : k + 1], state)) for k in (0, 1)]  # noqa: B023
+        return sum(loss(cell, jb.bptt(), {}, (params, *half))[0] for half in halves)
+
+    def total(params):
+        def summed(*arguments):
+            return jax.lax.psum(local(*arguments), "batch")
+
+        sharded = jax.shard_map(summed, mesh=mesh, in_specs=specs, out_specs=P())
+        return sharded(params, xs, state)
+
+    if inside:
+        sharded = jax.shard_map(jax.grad(local), mesh=mesh, in_specs=specs, out_specs=P())
+        got = jax.jit(sharded)(params, xs, state)
+    else:
+        got = jax.jit(jax.grad(total))(params)
+    assert_near(got, jax.jit(jax.grad(separate))(params), 2e-6)
+
+
 @pytest.mark.parametrize(
-    "make, reason",
+    "device, make, reason",
     [
-        (lambda: jb.gru_reset_before(input_size=2, hidden_size=32), "no jb.GatedStep"),
-        (
+        on("gpu", lambda: jb.gru_reset_before(input_size=2, hidden_size=32), "no jb.GatedStep"),
+        on(
+            "gpu",
             lambda: jb.elman(input_size=2, hidden_size=33),
-            "heads of 32, 64, 96 or 128 units, not 33",
+            "gpu_heads: the GPU kernel takes heads of 32, 64, 96 or 128 units, not 33",
         ),
-        (lambda: jb.lstm(input_size=2, hidden_size=128), "do not fit into the registers"),
+        on("gpu", lambda: jb.lstm(input_size=2, hidden_size=128), "do not fit into the registers"),
+        on("tpu", lambda: jb.lru(input_size=2, hidden_size=32), "no jb.GatedStep"),
+        on("tpu", lambda: jb.lstm(input_size=2, hidden_size=4096), "MiB of VMEM"),
     ],
 )
-def test_what_stands_in_the_way_is_named(make, reason):
+def test_what_stands_in_the_way_is_named(device, make, reason):
     cell = make()
-    params = jax.tree.map(lambda p: p.astype(jnp.float32), cell.init(jax.random.key(0)))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    params = jax.tree.map(
+        lambda p: p if jnp.iscomplexobj(p) else jax.ShapeDtypeStruct(p.shape, jnp.float32), params
+    )
     xs = jnp.ones((4, 2, 2), jnp.float32)
-    assert reason in jb.explain(cell, params, xs, device="gpu")
+    assert reason in jb.explain(cell, params, xs, device=device)
     assert "the device is a cpu" in jb.explain(cell, params, xs)
 
 
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="^fused: interpret must be True or False, got 1"):
         jb.fused(interpret=1)  # pyright: ignore
+    with pytest.raises(ValueError, match="^fused: device must be 'gpu', .* got 'cuda'"):
+        jb.fused(device="cuda")
+    with pytest.raises(ValueError, match="^fused: interpret=True needs .* device='gpu'"):
+        jb.fused(interpret=True)
     cell, params, xs, _ = problem("gru", jnp.float32)
     with pytest.raises(ValueError, match="^explain: device must be 'gpu', .* got 'cuda'"):
         jb.explain(cell, params, xs, device="cuda")

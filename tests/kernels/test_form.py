@@ -15,7 +15,6 @@ BATCH, STEPS = 4, 2
 WITHOUT = {
     "gru_reset_before": "no jb.GatedStep",
     "lru": "no jb.GatedStep",
-    "indrnn": "nothing",
     "clockwork": "int32",
     "counted_gated": "int32",
     "conv_lstm": "not [H] each",

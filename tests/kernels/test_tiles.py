@@ -19,7 +19,7 @@ ROWS = 4
 _WIDE: Any = dict(input_size=2, hidden_size=3)
 MORE = {
     f"elman_{activation.__name__}": jb.elman(**_WIDE, activation=activation)
-    for activation in (jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.sigmoid, jnp.sin)
+    for activation in (jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.sigmoid, jax.nn.elu, jnp.sin)
 } | {
     "ctrnn_euler": jb.ctrnn_euler(**_WIDE, time_step=0.5, output_size=2),
     "mixed_precision": jb.mixed_precision(jb.lstm(**_WIDE)),

@@ -1,0 +1,61 @@
+"""The first kernel of a device that takes a form is chosen, and each that does not says why."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.kernels import choice
+
+
+class Picky:
+    """Stands for a kernel that takes matrices of one size."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def unsupported(self, form):
+        found = form.matrix.shape[1]
+        return None if found == self.size else f"takes {self.size} units, not {found}"
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    modules = {"first": Picky(4), "second": Picky(5), "third": Picky(5)}
+    monkeypatch.setattr(choice, "KERNELS", {"gpu": tuple(modules)})
+    monkeypatch.setattr(choice.Kernel, "module", property(lambda kernel: modules[kernel.name]))
+
+
+def chosen(cell, steps=2, batch=3, device="gpu"):
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), cell.init(jax.random.key(0)))
+    xs = jnp.ones((steps, batch, 2), jnp.float32)
+    state = jax.tree.map(
+        lambda s: s.astype(jnp.float32), cell.initial_state(params, (xs.shape[1],))
+    )
+    return choice.choose(cell, cell.prepare(params), state, xs, device)
+
+
+def test_the_first_that_takes_the_form(kernels):
+    for size, name in ((4, "first"), (5, "second")):
+        found = chosen(jb.gru(input_size=2, hidden_size=size))
+        assert isinstance(found, choice.Choice) and found.kernel.name == name
+
+
+def test_the_reasons_of_each(kernels):
+    assert chosen(jb.gru(input_size=2, hidden_size=6)) == (
+        "first: takes 4 units, not 6\nsecond: takes 5 units, not 6\nthird: takes 5 units, not 6"
+    )
+
+
+def test_what_no_kernel_can_take(kernels):
+    gru = jb.gru(input_size=2, hidden_size=4)
+    assert chosen(gru, steps=0) == chosen(gru, batch=0) == "there is no step of any sequence"
+    assert chosen(gru, device="cpu") == "the device is a cpu, and kernels are for gpu"
+    before = jb.gru_reset_before(input_size=2, hidden_size=4)
+    assert "no jb.GatedStep" in str(chosen(before))
+
+
+def test_a_kernel_has_no_leaves():
+    kernel = choice.Kernel("gpu_heads")
+    assert jax.tree.leaves(kernel) == []
+    assert jax.tree.structure(kernel) != jax.tree.structure(kernel._replace(name="another"))

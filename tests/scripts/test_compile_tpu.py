@@ -1,0 +1,55 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LISTING = """= control target key start
+LH: loop header
+= control target key end
+
+     0   :  { %s1 = sld [smem:[#allocation0]] }
+   0x1   :  { %s2 = smov.u32 0 }
+   0x2 LB: > { %s3 = sadd.s32 1, %s2 }
+   0x3   : > {}
+   0x4 LB: >> { %v1 = vld [vmem:[#allocation3]] }
+   0x5   : >> { %v2 = vmul.f32 %v1, %v1  ;;  %v3 = vadd.f32 %v1, %v1 }
+   0xa   : >> {}
+   0xb PF: > { %s4 = sadd.s32 1, %s3 }
+   0xc   :  { %5 = shalt.err (0) }
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("compile_tpu")
+    sys.path.remove(str(SCRIPTS))
+
+
+def test_bundles_are_counted_by_the_depth_of_their_loop(script):
+    assert script.bundles(LISTING) == (3, 3)
+
+
+def test_a_listing_of_other_loops_is_none_of_a_kernel(script):
+    assert script.bundles(LISTING.replace(">>", ">")) is None
+    assert script.bundles(LISTING.replace("0x5   : >>", "0x5   : >>>")) is None
+
+
+def test_says_what_it_needs(script, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert script.main([]) == 1
+    assert "pip install libtpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_counts_a_small_kernel():
+    # In a process of its own: the compiler takes its options from the environment, once.
+    command = [sys.executable, str(SCRIPTS / "compile_tpu.py"), "--units", "128", "--batch", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [["128", "forward"], ["128", "reverse"]]
+    assert all(int(line[2]) > float(line[4]) > 0 for line in lines)
