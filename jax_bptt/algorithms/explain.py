@@ -24,7 +24,7 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
-      >>> cell = jb.lru(input_size=3, hidden_size=64)
+      >>> cell = jb.layer_norm_lstm(input_size=3, hidden_size=64)
       >>> params = cell.init(jax.random.key(0))
       >>> print(jb.explain(cell, params, jnp.ones((10, 2, 3)), device="gpu"))
       fused() runs bptt(), a scan over time:
@@ -42,6 +42,8 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
     if isinstance(choice, str):
         return f"fused() runs bptt(), a scan over time:\n{choice}"
     kernel, form = choice
+    if form is None:
+        return f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
     heads, size, gates, _ = form.matrix.shape
     return (
         f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "

@@ -5,34 +5,7 @@ from typing import Any
 import jax
 
 from jax_bptt.algorithms.diagonal import diagonal_algorithm
-from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, PyTree
-
-
-def choose_kernel(cell: Cell, state: PyTree, xs: PyTree, device: str) -> Any:
-    """Return the module whose `scan` runs the recurrence of `cell` on `device`, or why none does.
-
-    Args:
-      cell: any cell.
-      state: s_0, or its shapes.
-      xs: [T, *batch, ...], or its shapes.
-      device: "gpu", "tpu" or "cpu".
-    """
-    if not isinstance(cell.step, DiagonalStep):
-        return "its step is no jb.DiagonalStep"
-    # Pallas takes as long to import as the rest of the library, and few runs need it.
-    if device == "gpu":
-        from jax_bptt.kernels import gpu_diagonal as module
-    elif device == "tpu":
-        from jax_bptt.kernels import tpu_diagonal as module
-    else:
-        return f"the device is a {device}, and the kernels are for GPUs and TPUs"
-    if jax.tree.leaves(xs)[0].shape[0] == 0:
-        return "there is no step"
-    leaves = jax.tree.leaves(state)
-    if not all(leaf.size for leaf in leaves):
-        return "there is no unit"
-    reasons = [reason for leaf in leaves if (reason := module.unsupported(leaf))]
-    return reasons[0] if reasons else module
+from jax_bptt.core.types import Algorithm
 
 
 def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
@@ -43,7 +16,7 @@ def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
     make it change. Each leaf of the state takes a launch of its own.
 
     Args:
-      module: of `jax_bptt.kernels`, as `choose_kernel` returns it.
+      module: of `jax_bptt.kernels`, such as `gpu_diagonal`.
       interpret: parameters of the interpreter, or None to run on the device.
     """
 

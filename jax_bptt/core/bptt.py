@@ -81,7 +81,9 @@ def bptt(*, block_length: int | None = None, recompute: bool = True) -> Algorith
             return last_state, (states, None)
 
         inputs = xs, controls
-        last_state, (states, kept) = _scan_blocks(run, state, None, inputs, _length(cell, weights, xs))
+        last_state, (states, kept) = _scan_blocks(
+            run, state, None, inputs, _length(cell, weights, xs)
+        )
         ys = adjoint.over_time(cell, cell.readout)(weights, states)
         return (last_state, ys), (weights, state, xs, controls, states, kept)
 

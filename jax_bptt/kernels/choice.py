@@ -1,20 +1,20 @@
-"""Which kernel runs a cell on a device: one table and one rule."""
+"""Which kernel runs a cell on a device: a table for each kind of step, and one rule."""
 
 import importlib
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.tree_util import register_static
 
 from jax_bptt.core.checks import batch_shape, require
-from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.types import Cell, DiagonalStep, PyTree
 from jax_bptt.kernels.form import Form, normal_form
 
 KERNELS: dict[str, tuple[str, ...]] = {
-    "gpu": ("gpu_heads",),
+    "gpu": ("gpu_heads", "gpu_cluster"),
     "tpu": ("tpu_resident",),
 }
-"""For each kind of device the kernels written for it, the one to be preferred first.
+"""For each kind of device the kernels of a `GatedStep`, the one to be preferred first.
 
 A kernel is a module of `jax_bptt.kernels` with four functions; `gpu_heads` documents them:
 
@@ -24,10 +24,20 @@ A kernel is a module of `jax_bptt.kernels` with four functions; `gpu_heads` docu
     backward(form, state, states, ...)          the reverse pass of all steps
 """
 
+DIAGONAL_KERNELS: dict[str, tuple[str, ...]] = {
+    "gpu": ("gpu_diagonal",),
+    "tpu": ("tpu_diagonal",),
+}
+"""The same for a `DiagonalStep`, whose kernels have three functions:
 
-@register_static
+    unsupported(leaf) -> str or None            what stands in the way of this leaf of the state
+    interpreter() -> Any                        parameters of the interpreter that runs it on a CPU
+    scan(first, factors, offsets, ...)          the recurrence over all steps, in either direction
+"""
+
+
 class Kernel(NamedTuple):
-    """A kernel by the name of its module; as a pytree it has no leaves.
+    """A kernel by the name of its module.
 
     Pallas takes as long to import as the rest of the library, and few runs need it: hence the name.
     """
@@ -39,26 +49,16 @@ class Kernel(NamedTuple):
         """The module itself."""
         return importlib.import_module(f"jax_bptt.kernels.{self.name}")
 
-    @property
-    def forward(self) -> Any:
-        """All steps of a sequence."""
-        return self.module.forward
-
-    @property
-    def backward(self) -> Any:
-        """The reverse pass of all steps."""
-        return self.module.backward
-
     def interpreter(self, interpret: bool) -> Any:
         """Return the parameters of the interpreter, or None to run on the device itself."""
         return self.module.interpreter() if interpret else None
 
 
 class Choice(NamedTuple):
-    """A kernel and the form in which it takes the cell."""
+    """A kernel and the form in which it takes the cell, None for a `DiagonalStep`."""
 
     kernel: Kernel
-    form: Form
+    form: Form | None
 
 
 def check_device(function: str, device: Any) -> None:
@@ -84,18 +84,26 @@ def choose(
     device = device or jax.default_backend()
     if device not in KERNELS:
         return f"the device is a {device}, and kernels are for {' and '.join(KERNELS)}"
-    if 0 in (jax.tree.leaves(xs)[0].shape[0], *batch_shape(cell, xs)):
+    sizes = [leaf.size for leaf in jax.tree.leaves(state)]
+    if 0 in (jax.tree.leaves(xs)[0].shape[0], *batch_shape(cell, xs), *sizes):
         return "there is no step of any sequence"
+    if isinstance(cell.step, DiagonalStep):
+        return _first(DIAGONAL_KERNELS[device], jax.tree.leaves(state), None)
     form = normal_form(cell, weights, state, xs)
     if isinstance(form, str):
         return form
     wide = sorted({str(s.dtype) for s in jax.tree.leaves(state)} - {"float32"})
     if wide:
         return f"the state is {wide[0]}, and kernels carry float32"
+    return _first(KERNELS[device], [form], form)
+
+
+def _first(names: Iterable[str], parts: Sequence[Any], form: Form | None) -> Choice | str:
+    """Return the first kernel that supports all of `parts`, or the reason of each."""
     reasons = []
-    for kernel in map(Kernel, KERNELS[device]):
-        reason = kernel.module.unsupported(form)
-        if reason is None:
+    for kernel in map(Kernel, names):
+        found = [reason for part in parts if (reason := kernel.module.unsupported(part))]
+        if not found:
             return Choice(kernel, form)
-        reasons.append(f"{kernel.name}: {reason}")
+        reasons.append(f"{kernel.name}: {found[0]}")
     return "\n".join(reasons)

@@ -59,7 +59,7 @@ def blocks_of(size: int) -> int | None:
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
-    if reason := mosaic.available():
+    if reason := parts.obstacle(form):
         return reason
     heads, size, gates, _ = form.matrix.shape
     dtype = form.matrix.dtype

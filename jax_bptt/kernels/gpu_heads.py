@@ -25,7 +25,7 @@ REST = 32
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
-    if reason := mosaic.available():
+    if reason := parts.obstacle(form):
         return reason
     _, size, gates, _ = form.matrix.shape
     dtype = form.matrix.dtype

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.form import HELD, RESET
+from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 
 
@@ -128,6 +128,22 @@ class Place(NamedTuple):
         return self.tile(jnp.int32(RESET) << shift), self.tile(jnp.int32(HELD) << shift)
 
 
+NO_RULE = {"log1p", "pow"}
+"""Operations of `jax_bptt.kernels.graph` that Pallas cannot lower for Mosaic GPU (jax 0.12)."""
+
+
+def obstacle(form: Form) -> str | None:
+    """Return what no kernel of this kind can do with `form`, None if there is nothing."""
+    if reason := mosaic.available():
+        return reason
+    if names := sorted(NO_RULE & form.step.operations):
+        return f"Pallas has no {names[0]} on a GPU, which pointwise uses"
+    # Pallas traces a kernel without the mesh axes of its arguments, and runs into them later.
+    if jax.typeof(form.matrix).manual_axis_type.varying:
+        return "inside jax.shard_map the GPU kernels run only with check_vma=False"
+    return None
+
+
 def place_of(plan: Plan) -> Place:
     """Return where the warpgroup that asks works."""
     return Place(plan, *(lax.axis_index(name) for name in ("thread", "part", "block")))
@@ -171,7 +187,7 @@ def launch(
         out_type=tuple(outputs),
         scratch_types=[
             slots,
-            plgpu.Barrier(num_arrivals=len(slots), num_barriers=plan.depth),
+            plgpu.Barrier(num_arrivals=max(len(slots), 1), num_barriers=plan.depth),
             list(scratch),
         ],
         num_threads=plan.threads,

@@ -187,6 +187,8 @@ class Ring(NamedTuple):
 
     def wait(self, step: Any) -> list[Any]:
         """Return references to the tiles of a step once they have arrived."""
+        if not self.slots:
+            return []
         slot = step % self.depth
         plgpu.barrier_wait(self.ready.at[slot])
         return [ref.at[slot] for ref in self.slots]

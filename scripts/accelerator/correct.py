@@ -15,7 +15,7 @@ CELLS = {
     name: getattr(jb, name)
     for name in ("elman", "gru", "lstm", "lstm_peephole", "lru", "min_gru", "min_lstm")
 }
-INTERPRETED: dict[str, Any] = {"interpret": True}
+INTERPRETED: dict[str, Any] = {"interpret": True, "device": "gpu"}
 """Settings of `jb.fused` for a smoke run, which runs the kernels for a GPU on a CPU."""
 
 

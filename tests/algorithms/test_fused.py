@@ -136,8 +136,23 @@ def test_without_a_gpu_the_scan_runs(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.parametrize("device", [on("gpu")])
+def test_shard_map_without_types_of_mesh_axes(device):
+    cell, *arguments = problem("gru", jnp.float32)
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = P(), P(None, "batch"), P("batch")
+
+    def local(*arguments):
+        return gradient(cell, kernel(device), {}, *arguments)[0][0]
+
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    want = gradient(cell, jb.bptt(), {}, *arguments)[0][0]
+    assert_near(jax.jit(sharded)(*arguments), want, 2e-6)
+
+
+# With the types of mesh axes the kernels for GPUs leave it to the scan.
 @pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
-@pytest.mark.parametrize("device", [on("tpu")])
+@each_device
 def test_shard_map_over_the_batch(inside, device):
     cell, params, xs, state = problem("lstm_peephole", jnp.float32)
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -175,8 +190,13 @@ def test_shard_map_over_the_batch(inside, device):
             lambda: jb.elman(input_size=2, hidden_size=33),
             "gpu_heads: the GPU kernel takes heads of 32, 64, 96 or 128 units, not 33",
         ),
-        on("gpu", lambda: jb.lstm(input_size=2, hidden_size=128), "do not fit into the registers"),
-        on("tpu", lambda: jb.lru(input_size=2, hidden_size=32), "no jb.GatedStep"),
+        on("gpu", lambda: jb.lstm(input_size=2, hidden_size=512), "gpu_heads: the GPU"),
+        on("gpu", lambda: jb.lstm(input_size=2, hidden_size=512), "gpu_cluster: "),
+        on(
+            "gpu",
+            lambda: jb.elman(input_size=2, hidden_size=32, activation=jax.nn.softplus),
+            "gpu_heads: Pallas has no log1p on a GPU",
+        ),
         on("tpu", lambda: jb.lstm(input_size=2, hidden_size=4096), "MiB of VMEM"),
     ],
 )

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_bptt as jb
 from jax_bptt.algorithms import fused_diagonal
-from jax_bptt.kernels import linear
+from jax_bptt.kernels import choice, linear, mosaic
 from tests.kernels.test_tiles import in_single
 from tests.registry import slow_unless
 
@@ -36,12 +36,10 @@ DEVICES = ["gpu", "tpu"]
 
 @functools.cache
 def algorithm(device):
-    cell = CELLS["lru"]
-    xs = jnp.zeros((T, *BATCH, 2), jnp.float32)
-    module = fused_diagonal.choose_kernel(cell, jnp.zeros(1, jnp.complex64), xs, device)
-    if isinstance(module, str):
-        pytest.skip(module)
-    return fused_diagonal.fused_diagonal(module, module.interpreter())
+    missing = device == "gpu" and mosaic.available()
+    if missing:
+        pytest.skip(missing)
+    return jb.fused(interpret=True, device=device)
 
 
 def problem(name):
@@ -236,12 +234,22 @@ def test_shard_map_over_the_batch(device):
 
 
 def test_what_stands_in_the_way_is_named():
-    cell, (_, xs, state) = CELLS["min_gru"], problem("min_gru")
-    kernel = fused_diagonal.choose_kernel
-    assert "a cpu" in kernel(cell, state, xs, "cpu")
-    assert "no jb.DiagonalStep" in kernel(jb.lstm(**SIZES), state, xs, "tpu")
-    assert "no step" in kernel(cell, state, xs[:0], "tpu")
-    assert "no unit" in kernel(cell, state[:0], xs, "tpu")
+    cell, (params, xs, state) = CELLS["min_gru"], problem("min_gru")
+
+    def reason(xs, state, device):
+        return choice.choose(cell, params, state, xs, device)
+
+    assert "a cpu" in reason(xs, state, "cpu")
+    assert "no step" in reason(xs[:0], state, "tpu")
+    assert "no step" in reason(xs, state[..., :0], "tpu")
     for device in DEVICES:
-        reason = kernel(cell, state.astype(jnp.float64), xs, device)
-        assert "not float64" in reason or "install" in reason
+        found = reason(xs, state.astype(jnp.float64), device)
+        assert "not float64" in found or "install" in found
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_explain_names_the_kernel(device):
+    cell, (params, xs, _) = CELLS["lru"], problem("lru")
+    if device == "gpu" and mosaic.available():
+        pytest.skip("no kernels")
+    assert f"the kernel {device}_diagonal" in jb.explain(cell, params, xs, device=device)

@@ -53,9 +53,3 @@ def test_what_no_kernel_can_take(kernels):
     assert chosen(gru, device="cpu") == "the device is a cpu, and kernels are for gpu"
     before = jb.gru_reset_before(input_size=2, hidden_size=4)
     assert "no jb.GatedStep" in str(chosen(before))
-
-
-def test_a_kernel_has_no_leaves():
-    kernel = choice.Kernel("gpu_heads")
-    assert jax.tree.leaves(kernel) == []
-    assert jax.tree.structure(kernel) != jax.tree.structure(kernel._replace(name="another"))

@@ -184,3 +184,12 @@ def test_says_what_does_not_fit():
     heavy = form._replace(matrix=jnp.zeros((1, 128, 4, 128), jnp.float32))
     assert "registers" in str(gpu_heads.unsupported(heavy))
     assert gpu_heads.unsupported(form) is None
+
+
+def test_reverse_kernel_that_reads_nothing_but_the_last_cotangent():
+    """A linear step has nothing to fetch, so that there is no ring to wait for."""
+
+    def linear(**sizes):
+        return jb.elman(**sizes, activation=lambda a: a)
+
+    check(make_case(linear, jnp.float32, 16, 1, False), TOLERANCE[jnp.float32])

@@ -1,0 +1,131 @@
+"""A gated cell with all steps of a sequence in one kernel, forward and reverse."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.core import adjoint, trees
+from jax_bptt.core.checks import batch_shape
+from jax_bptt.core.sequence import Controls
+from jax_bptt.core.types import Algorithm, GatedStep, PyTree
+from jax_bptt.kernels.choice import Kernel
+from jax_bptt.kernels.form import HELD, RESET, Form, split_gates, stack_gates
+
+
+class _Kept(NamedTuple):
+    """The arguments of the run, and what the reverse kernel reads besides: states, saved tiles."""
+
+    weights: PyTree
+    state: PyTree
+    xs: PyTree
+    controls: Controls
+    states: PyTree
+    saved: tuple[Array, ...]
+
+
+def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: bool) -> Algorithm:
+    """Return backpropagation through time with all steps in `kernel`, forward and reverse.
+
+    Args:
+      kernel: one that supports `form`.
+      form: the normal form of the cell to be run.
+      approximate: whether transcendental functions may be the hardware's.
+      interpret: whether to run the kernel in its interpreter.
+    """
+    options = {"approximate": approximate, "interpret": kernel.interpreter(interpret)}
+
+    def forward(cell, weights, state, xs, controls):
+        drives = adjoint.over_time(cell, cell.project)(weights, xs)
+        batch = batch_shape(cell, xs)
+        (steps,) = jax.tree.leaves(xs)[0].shape[:1]
+        gates = stack_gates(drives, 1 + len(batch))
+        rows = math.prod(batch)
+        found, saved = kernel.module.forward(
+            form,
+            _flat(state, rows),
+            gates.reshape(steps, rows, *gates.shape[-2:]),
+            _flags(controls, steps, rows),
+            save=True,
+            **options,
+        )
+        leaves, structure = jax.tree.flatten(state)
+        shaped = [s.reshape(steps, *like.shape) for s, like in zip(found, leaves, strict=True)]
+        states = jax.tree.unflatten(structure, shaped)
+        ys = adjoint.over_time(cell, cell.readout)(weights, states)
+        last_state = jax.tree.map(lambda s: s[-1], states)
+        return (last_state, ys), _Kept(weights, state, xs, controls, states, saved)
+
+    def backward(cell, residuals, d_last_state, d_ys):
+        weights, state, xs, controls, states, saved = residuals
+        step = cell.step
+        assert isinstance(step, GatedStep)
+        batch = batch_shape(cell, xs)
+        (steps,), rows = jax.tree.leaves(xs)[0].shape[:1], math.prod(batch)
+        d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
+        structure = jax.tree.structure(state)
+        given = jax.tree.leaves(d_states, is_leaf=lambda d: d is None)
+        d_first, d_start, emitted, lambdas = kernel.module.backward(
+            form,
+            _flat(state, rows),
+            _flat(states, steps, rows),
+            saved,
+            _flags(controls, steps, rows),
+            _flat(d_last_state, rows),
+            tuple(d if d is None else d.reshape(steps, rows, -1) for d in given),
+            **options,
+        )
+        d_state = _shaped(d_first, structure, batch)
+        if d_start is not None:
+            d_state = trees.add(d_state, _shaped(d_start, structure, batch))
+
+        drives, pull_project = trees.inexact_vjp(adjoint.over_time(cell, cell.project), weights, xs)
+        prevs = adjoint.previous_states(state, state, states, controls)
+        feedbacks, pull_mix = trees.inexact_vjp(
+            lambda w: adjoint.over_time(cell, step.mix)(w, prevs), weights
+        )
+
+        def cotangent(numbers, like):
+            zero = jnp.zeros_like(emitted[0])
+            gates = [zero if k is None else emitted[k] for k in numbers]
+            stacked = jnp.stack(gates, axis=2)
+            shaped = stacked.reshape(steps, *batch, *stacked.shape[2:])
+            return split_gates(shaped, like, 1 + len(batch))
+
+        (d_weights,) = pull_mix(cotangent(form.step.d_feedback, feedbacks))
+        if lambdas is not None:
+            _, pull = trees.inexact_vjp(
+                lambda w: adjoint.over_time(cell, step.pointwise)(w, prevs, drives, feedbacks),
+                weights,
+            )
+            d_weights = trees.add(d_weights, pull(_shaped(lambdas, structure, (steps, *batch)))[0])
+        d_project, d_xs = pull_project(cotangent(form.step.d_drive, drives))
+        d_weights = trees.add(d_weights, d_project)
+        if d_readout is not None:
+            d_weights = trees.add(d_weights, d_readout)
+        return trees.cast_gradient(d_weights, weights), d_state, d_xs
+
+    return Algorithm(forward, backward)
+
+
+def _flags(controls: Controls, steps: int, rows: int) -> Array | None:
+    """Return the controls as the kernels take them, int32 [T, B], or None without any."""
+    if controls.advance is None and controls.reset is None:
+        return None
+    flags = jnp.zeros((steps, rows), jnp.int32)
+    if controls.reset is not None:
+        flags = flags | jnp.where(controls.reset.reshape(steps, rows), RESET, 0)
+    if controls.advance is not None:
+        flags = flags | jnp.where(controls.advance.reshape(steps, rows), 0, HELD)
+    return flags.astype(jnp.int32)
+
+
+def _flat(state: PyTree, *leading: int) -> tuple[Array, ...]:
+    """Return the leaves [*leading, H] of a state, whose batch may have any number of axes."""
+    return tuple(s.reshape(*leading, s.shape[-1]) for s in jax.tree.leaves(state))
+
+
+def _shaped(leaves: tuple[Array, ...], structure: Any, leading: tuple[int, ...]) -> PyTree:
+    return jax.tree.unflatten(structure, [a.reshape(*leading, a.shape[-1]) for a in leaves])
