@@ -3,8 +3,9 @@
     graphs     gradients by the explicit reverse pass, with `jb.gpu_compiler_options()`: one CUDA
                graph encloses all loops, and no product in a loop over steps is a gradient of
                weights; those of the plain scan are shown beside them
-    kernels    the kernels of `jb.fused()`: registers, spills, shared memory, and what a step
-               does, against a budget
+    kernels    the kernels of gated cells, of heads and over a cluster, and of diagonal linear
+               recurrences: registers, spills, shared memory, and what a pass through the loop does
+               (a step; of a diagonal one a block of steps), against a budget
 
 The exit status is 1 if a promise is broken, and 2 if something to compile with is missing.
 Nothing is run, so that nothing is said about time.
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from benchmarks import report
 from benchmarks.progress import progress
-from h200 import graphs, kernels, target
+from h200 import diagonal, gated, graphs, kernels, target
 
 import jax_bptt as jb
 from jax_bptt.kernels import mosaic
@@ -30,6 +31,7 @@ from jax_bptt.kernels import mosaic
 CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 DTYPES = ("float32", "bfloat16")
 PARTS = ("graphs", "kernels")
+FAMILIES = (gated, diagonal)
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
 
 
@@ -52,13 +54,14 @@ def check_graphs(device: target.Target, tick: Callable[[], Any]) -> list[dict[st
 def check_kernels(device: target.Target, tick: Callable[[], Any]) -> list[dict[str, Any]]:
     """Compile the kernels; return what each needs and what of it is over the budget."""
     found = []
-    for kernel in kernels.KERNELS:
-        for direction, made in kernels.compiled(kernel, device).items():
-            budget = kernels.budget(kernel, direction)
-            row = {**kernel._asdict(), "name": str(kernel), "direction": direction}
-            row |= {"measured": made._asdict(), "budget": budget._asdict()}
-            found.append(row | {"broken": kernels.exceeded(made, budget)})
-        tick()
+    for family in FAMILIES:
+        for kernel in family.KERNELS:
+            for direction, made in family.compiled(kernel, device).items():
+                budget = family.budget(kernel, direction)
+                row = {**kernel._asdict(), "name": str(kernel), "direction": direction}
+                row |= {"measured": made._asdict(), "budget": budget._asdict()}
+                found.append(row | {"broken": kernels.exceeded(made, budget)})
+            tick()
     return found
 
 
@@ -98,7 +101,7 @@ def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
         for row in rows
     ]
     header = ["kernel", *(name.replace("_", " ") for name in columns)]
-    return report.Table("Kernels of fused(), found / allowed", header, lines)
+    return report.Table("Fused kernels, found / allowed", header, lines)
 
 
 CHECKS = {"graphs": (check_graphs, graph_table), "kernels": (check_kernels, kernel_table)}
@@ -138,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     document: dict[str, Any] = {"schema": 1, "target": "NVIDIA H200", "versions": versions()}
     device = target.h200()
-    total = {"graphs": 2 * len(CELLS) * len(DTYPES), "kernels": len(kernels.KERNELS)}
+    pairs = sum(len(family.KERNELS) for family in FAMILIES)
+    total = {"graphs": 2 * len(CELLS) * len(DTYPES), "kernels": pairs}
     with progress(sum(total[part] for part in args.parts), "kernel") as tick:
         for part in args.parts:
             check, _ = CHECKS[part]

@@ -4,6 +4,16 @@ A loop is a natural one: an edge back to an instruction through which all ways t
 reaches that edge without passing there. Spinning on a barrier that is not complete lies beside the
 code, in loops of one instruction or two; what a loop does in a pass is what it has outside the
 loops within it.
+
+Threads wait for one another in three ways, which are counted apart:
+
+    SYNCS.ARRIVE...A1T0     arrival at a barrier in shared memory, where the warpgroups of a block
+                            meet; with `.RED` at those of several blocks, where a cluster does
+    BAR.SYNC 0x0            a barrier of the hardware, for all threads of a block
+    BAR.SYNC k, 0x80        number k of these, for the 128 threads of one warpgroup. Such a one ends
+                            what a warpgroup does before or after asynchronous copies: a fence
+                            between what its threads and what copies do in shared memory (MEMBAR,
+                            FENCE.VIEW.ASYNC), or the wait for copies to global memory (DEPBAR)
 """
 
 import re
@@ -30,6 +40,9 @@ class Instruction(NamedTuple):
 LINE = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<guard>@!?\w+\s+)?(?P<rest>[A-Z].*)")
 LABEL = re.compile(r"^\s*\.(L_x_\w+):")
 BRANCH = re.compile(r"`\(\.(L_x_\w+)\)")
+FENCE, DRAIN = "FENCE.VIEW.ASYNC", "DEPBAR"
+WARPGROUP = 128
+"""Threads."""
 
 
 def parse(text: str) -> list[Instruction]:
@@ -118,8 +131,12 @@ class Pass(NamedTuple):
 
     Attributes:
       instructions: all of them.
-      barriers: at which threads meet: arrivals at barriers in shared memory, and named ones.
-      ring: waits for data: those that are not for one of these barriers.
+      barriers: at which the warpgroups of a block meet.
+      cluster: barriers at which those of a cluster meet.
+      fences: between accesses of threads to shared memory and asynchronous copies, each with the
+        barrier of its warpgroup.
+      stores: waits for asynchronous copies to global memory, likewise.
+      ring: waits for what is copied from global memory.
       hmma: products on the tensor cores.
       mufu: transcendental functions, square roots and reciprocals.
       calls: of subroutines, whose instructions are not counted.
@@ -127,6 +144,9 @@ class Pass(NamedTuple):
 
     instructions: int
     barriers: int
+    cluster: int
+    fences: int
+    stores: int
     ring: int
     hmma: int
     mufu: int
@@ -140,13 +160,29 @@ def summary(body: list[Instruction]) -> Pass:
     besides how many bytes will come, by another instruction. Both are waited for in the same way.
     """
     kinds = Counter(i.name.split(".")[0] for i in body)
-    arrivals = sum(i.name.startswith("SYNCS.ARRIVE") and ".A1T0" in i.name for i in body)
+    arrivals = [i for i in body if i.name.startswith("SYNCS.ARRIVE") and ".A1T0" in i.name]
     waits = sum(i.name.startswith("SYNCS.PHASECHK") for i in body)
+    cluster = sum(".RED" in i.name for i in arrivals)
     return Pass(
         instructions=len(body),
-        barriers=arrivals + kinds["BAR"] + kinds["UCGABAR_ARV"],
-        ring=waits - arrivals,
+        barriers=len(arrivals) - cluster + _met(body),
+        cluster=cluster,
+        fences=sum(i.name.startswith(FENCE) for i in body),
+        stores=kinds[DRAIN],
+        ring=waits - len(arrivals),
         hmma=kinds["HMMA"] + kinds["HGMMA"],
         mufu=kinds["MUFU"],
         calls=kinds["CALL"],
     )
+
+
+def _met(body: list[Instruction]) -> int:
+    """Count the barriers of the hardware that do not end a fence or a wait of one warpgroup."""
+    count, begun = 0, False
+    for name, operands, _, _ in body:
+        if name.startswith((FENCE, DRAIN)):
+            begun = True
+        elif name.startswith("BAR."):
+            count += not (begun and operands.endswith(f", {WARPGROUP:#x}"))
+            begun = False
+    return count

@@ -146,7 +146,15 @@ def test_a_pass_through_the_loop(script):
     assert len(code) == 27
     assert {len(body) for body in sass.loops(code).values()} == {1, 2, 18}
     assert sass.summary(sass.main_loop(code)) == sass.Pass(
-        instructions=14, barriers=1, ring=1, hmma=1, mufu=1, calls=0
+        instructions=14,
+        barriers=1,
+        cluster=0,
+        fences=0,
+        stores=0,
+        ring=1,
+        hmma=1,
+        mufu=1,
+        calls=0,
     )
     with pytest.raises(ValueError, match="no loop"):
         sass.main_loop(code[:3])
@@ -157,6 +165,10 @@ def test_a_pass_through_the_loop(script):
     [
         ("SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR4+0x28], RZ", "barriers"),
         ("BAR.SYNC.DEFER_BLOCKING 0x0", "barriers"),
+        ("BAR.SYNC.DEFER_BLOCKING 0x1, 0x80", "barriers"),
+        ("SYNCS.ARRIVE.TRANS64.RED.A1T0 RZ, [R0+URZ], RZ", "cluster"),
+        ("FENCE.VIEW.ASYNC.S", "fences"),
+        ("DEPBAR.LE SB0, 0x0", "stores"),
         ("SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR8], R26", "ring"),
         ("MUFU.TANH R4, R4", "mufu"),
         ("HMMA.16816.F32 R52, R64, R80, R24", "hmma"),
@@ -178,6 +190,18 @@ def test_one_more_is_over_the_budget(script, line, field):
     assert why == f"{field} {most[field] + 1} > {most[field]}"
 
 
+@pytest.mark.parametrize("begun, field", [("FENCE.VIEW.ASYNC.S", "fences"), ("DEPBAR", "stores")])
+@pytest.mark.parametrize(
+    "barriers, met", [(["R91, 0x80"], 0), (["0x0"], 1), (["0x1, 0x100"], 1), (["0x1, 0x80"] * 2, 1)]
+)
+def test_the_barrier_of_a_fence_or_of_a_wait(script, begun, field, barriers, met):
+    sass = part("sass")
+    names = [begun, "IADD3 R1, R2, R3", *(f"BAR.SYNC.DEFER_BLOCKING {b}" for b in barriers)]
+    text = "\n".join(f"  /*{16 * k:04x}*/  {name} ;" for k, name in enumerate(names))
+    found = sass.summary(sass.parse(text))
+    assert (getattr(found, field), found.barriers) == (1, met)
+
+
 def test_what_the_assembler_says(script):
     kernels = part("kernels")
     found = kernels.measured(ASSEMBLER, RESOURCES, CODE)
@@ -187,12 +211,21 @@ def test_what_the_assembler_says(script):
 
 
 def test_budgets(script):
-    kernels = part("kernels")
-    lstm = kernels.Kernel("lstm", 64, "bfloat16")
-    forward, reverse = (kernels.budget(lstm, d) for d in ("forward", "reverse"))
+    gated = part("gated")
+    lstm = gated.Kernel("lstm", 64, "bfloat16")
+    forward, reverse = (gated.budget(lstm, d) for d in ("forward", "reverse"))
     assert (forward.hmma, forward.mufu, forward.spilled_bytes) == (16, 40, 0)
-    assert (reverse.mufu, reverse.barriers) == (0, 1)
-    assert kernels.budget(lstm._replace(dtype="float32"), "forward").hmma == 96
+    assert (reverse.mufu, reverse.barriers, reverse.fences, reverse.cluster) == (0, 1, 1, 0)
+    assert gated.budget(lstm._replace(dtype="float32"), "forward").hmma == 96
+
+
+@pytest.mark.parametrize("family", ["gated", "diagonal"])
+def test_every_kernel_has_a_budget(script, family):
+    module = part(family)
+    names = [str(kernel) for kernel in module.KERNELS]
+    assert len(set(names)) == len(names)
+    budgets = [module.budget(k, d) for k in module.KERNELS for d in ("forward", "reverse")]
+    assert all(b.registers <= 255 and b.shared_bytes <= 232448 for b in budgets)
 
 
 @pytest.fixture
@@ -200,12 +233,15 @@ def compiled(script, monkeypatch):
     """Replace the compiler by what it would have found."""
     graphs, kernels = part("graphs"), part("kernels")
     good = graphs.measured(SEQUENCE, OPTIMIZED)
-    kernel = kernels.Measured(96, 69632, 0, 500, 1, 1, 12, 0, 0)
+    kernel = kernels.measured(ASSEMBLER, RESOURCES, CODE)._replace(
+        registers=32, shared_bytes=16384, spilled_bytes=0, barriers=0, hmma=0, mufu=0
+    )
     monkeypatch.setattr(script, "obstacle", lambda: None)
     monkeypatch.setattr(script, "versions", lambda: {"jax": "1"})
     monkeypatch.setattr(part("target"), "h200", lambda: None)
     monkeypatch.setattr(graphs, "compiled", lambda *args: good)
-    monkeypatch.setattr(kernels, "compiled", lambda *args: {"reverse": kernel})
+    for family in script.FAMILIES:
+        monkeypatch.setattr(family, "compiled", lambda *args: {"reverse": kernel})
     return good, kernel
 
 
@@ -216,14 +252,13 @@ def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "lstm float32 bptt()" in printed and "all promises are kept" in printed
     document = json.loads(path.read_text())
-    assert len(document["graphs"]) == 12 and len(document["kernels"]) == len(
-        part("kernels").KERNELS
-    )
+    assert len(document["graphs"]) == 12
+    assert len(document["kernels"]) == sum(len(family.KERNELS) for family in script.FAMILIES)
 
     bad = good._replace(one_graph=False)
     monkeypatch.setattr(part("graphs"), "compiled", lambda *args: bad)
     spilled = kernel._replace(spilled_bytes=100)
-    monkeypatch.setattr(part("kernels"), "compiled", lambda *args: {"reverse": spilled})
+    monkeypatch.setattr(part("gated"), "compiled", lambda *args: {"reverse": spilled})
     assert script.main([]) == 1
     printed = capsys.readouterr().out
     assert "graphs: lstm float32 bptt(): no CUDA graph encloses all loops" in printed

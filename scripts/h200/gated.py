@@ -1,0 +1,159 @@
+"""The kernels of gated cells, of heads and over a cluster, and their budgets."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from benchmarks.data import GATES
+
+import jax_bptt as jb
+from h200 import kernels
+from h200.target import Target
+from jax_bptt.kernels.form import normal_form, stack_gates
+
+STEPS = 1024
+"""T of what is compiled; it is the bound of a loop, as B is that of a grid."""
+
+UNITS = 512
+"""H of all heads together."""
+
+SHARED = 226 * 1024
+"""Bytes of shared memory that an SM has for the tiles of its blocks."""
+
+CELLS: dict[str, Callable[..., jb.Cell]] = {"gru": jb.gru, "lstm": jb.lstm}
+TRANSCENDENTAL = {"gru": 3, "lstm": 5}
+"""Functions of every unit in a step: of the gates, and tanh of an LSTM's cell state."""
+
+
+class Kernel(NamedTuple):
+    """A pair of kernels to compile.
+
+    Attributes:
+      cell: a name in `CELLS`.
+      size: units that a recurrent matrix takes: D of a head, or H of a dense cell.
+      dtype: of the operands.
+      flags: whether sequences have lengths, resets or a mask.
+      dense: whether a cluster is to share one matrix, or each block of threads to have a head.
+    """
+
+    cell: str
+    size: int
+    dtype: str
+    flags: bool = False
+    dense: bool = False
+
+    def __str__(self) -> str:
+        """Return the pair in a few words."""
+        size = f"{'H' if self.dense else 'D'}={self.size}"
+        return f"{self.cell} {size} {self.dtype}" + " flags" * self.flags
+
+
+KERNELS = (
+    Kernel("lstm", 64, "bfloat16"),
+    Kernel("lstm", 128, "bfloat16"),
+    Kernel("gru", 64, "bfloat16"),
+    Kernel("gru", 128, "bfloat16"),
+    Kernel("lstm", 64, "float32"),
+    Kernel("lstm", 64, "bfloat16", flags=True),
+    Kernel("lstm", 128, "bfloat16", flags=True),
+    *(
+        Kernel(cell, size, "bfloat16", dense=True)
+        for cell in ("lstm", "gru")
+        for size in (256, 384, 512)
+    ),
+)
+
+CLUSTER = {
+    ("lstm", 256): ((208, 25600), (232, 38912)),
+    ("lstm", 384): ((248, 79872), (232, 135168)),
+    ("lstm", 512): ((255, 149504), (255, 208896)),
+    ("gru", 256): ((168, 21504), (200, 35840)),
+    ("gru", 384): ((216, 38912), (216, 75776)),
+    ("gru", 512): ((232, 79872), (232, 145408)),
+}
+"""Registers of a thread and shared memory of a block over a cluster, forward and reverse."""
+
+
+def budget(kernel: Kernel, direction: str) -> kernels.Budget:
+    """Return what a kernel may need: what its design says, and what an SM of an H200 has.
+
+    - A warp has 16 rows of 8 units, four values a thread. Of a transcendental function of one value
+      two instructions are MUFU (an exponential and a reciprocal), and the reverse kernel does none.
+    - One HMMA is 16 rows x 16 x 8 units: one for each gate and 16 units of a matrix, and for
+      float32, whose operands are three pieces, for each of the six products of pieces.
+    - 65536 registers are 128 for each thread of a head of 128 units, or for each of two blocks of
+      heads of 64. For these, half of the shared memory is a block's. In float32, and with the
+      flags' masks beside the rest, heads of 64 take an SM for themselves.
+    - Of a head, the threads meet once in a step, wait once for its tiles, and one fence keeps the
+      copy that takes the place of these behind all that was read of them.
+    - Over a cluster there is besides one barrier of all its threads, before which what they pass on
+      is fenced, copied to global memory and waited for, and after which it is fetched. Within a
+      block they meet only in reverse. What it needs of an SM is as compiled, with registers up to
+      the next multiple of eight, in which they are given out.
+    """
+    counts = {
+        "hmma": GATES[kernel.cell] * kernel.size // 16 * (6 if kernel.dtype == "float32" else 1),
+        "mufu": 8 * TRANSCENDENTAL[kernel.cell] if direction == "forward" else 0,
+    }
+    if kernel.dense:
+        reverse = int(direction == "reverse")
+        registers, shared = CLUSTER[kernel.cell, kernel.size][reverse]
+        waits = {"barriers": reverse, "cluster": 1, "fences": 2, "stores": 1, "ring": 2}
+        return kernels.Budget(registers, shared, **waits, **counts)
+    wide = kernel.dtype == "float32" or kernel.flags
+    two_blocks = kernel.size == 64 and not wide
+    return kernels.Budget(
+        registers=255 if kernel.size == 64 and wide else 128,
+        shared_bytes=SHARED // 2 if two_blocks else SHARED,
+        # Known, and no more than a few registers: an LSTM's four matrices of 128 units fill them.
+        spilled_bytes=44 if kernel.flags and kernel.size == 128 else 0,
+        barriers=1,
+        fences=1,
+        ring=1,
+        **counts,
+    )
+
+
+def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
+    """Compile both kernels of a pair; return what each needs, by "forward" and "reverse".
+
+    Raises:
+      ValueError: there is no kernel for it.
+    """
+    from jax_bptt.kernels import gpu_cluster, gpu_heads
+
+    module: Any = gpu_cluster if kernel.dense else gpu_heads
+    units, batch = (kernel.size, 32) if kernel.dense else (UNITS, 64)
+    dtype = jnp.dtype(kernel.dtype)
+    cell = CELLS[kernel.cell](input_size=units, hidden_size=units, dtype=dtype)
+    if not kernel.dense:
+        cell = jb.multi_head(cell, heads=units // kernel.size)
+    xs = jax.ShapeDtypeStruct((STEPS, batch, units), dtype)
+    weights = jax.eval_shape(lambda key: cell.prepare(cell.init(key)), jax.random.key(0))
+    state = jax.eval_shape(lambda w: cell.initial_state(w, (batch,)), weights)
+    drives = jax.eval_shape(lambda w, xs: stack_gates(cell.project(w, xs), 2), weights, xs)
+    flags = jax.ShapeDtypeStruct((STEPS, batch), jnp.int32) if kernel.flags else None
+
+    def form(weights):
+        found = normal_form(cell, weights, state, xs)
+        reason = found if isinstance(found, str) else module.unsupported(found)
+        if isinstance(found, str) or reason:
+            raise ValueError(f"no kernel takes {kernel}: {reason}")
+        return found
+
+    def forward(weights, state, drives, flags):
+        return module.forward(form(weights), state, drives, flags, save=True)
+
+    def reverse(weights, state, states, saved, flags, d_h):
+        d_states = (d_h, *[None] * (len(state) - 1))
+        return module.backward(form(weights), state, states, saved, flags, state, d_states)
+
+    leaves = tuple(jax.tree.leaves(state))
+    with jax.sharding.use_abstract_mesh(target.mesh.abstract_mesh):
+        states, saved = jax.eval_shape(forward, weights, leaves, drives, flags)
+    backward = weights, leaves, states, saved, flags, states[0]
+    return {
+        "forward": kernels.compiled(target, forward, weights, leaves, drives, flags),
+        "reverse": kernels.compiled(target, reverse, *backward),
+    }
