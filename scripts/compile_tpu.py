@@ -174,8 +174,9 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     ]
 
 
-def table(target: Target, options: argparse.Namespace) -> None:
-    """Print a line for each kernel and size."""
+def table(target: Target, options: argparse.Namespace) -> float:
+    """Print a line for each kernel and size; return the largest ratio of bundles to the floor."""
+    ratios = []
     print(
         f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, jax {jax.__version__}"
     )
@@ -188,12 +189,14 @@ def table(target: Target, options: argparse.Namespace) -> None:
             cell = jb.multi_head(cell, heads=options.heads)
         for line in measure(target, cell, options.batch):
             seconds = max(line.bundles, line.floor) / HERTZ
+            ratios.append(line.bundles / line.floor)
             print(
                 f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{line.bundles / line.floor:5.2f}  {1e6 * seconds:7.2f}  "
+                f"{ratios[-1]:5.2f}  {1e6 * seconds:7.2f}  "
                 f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )
+    return max(ratios)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--heads", type=int, default=1, help="N")
     parser.add_argument("--cell", choices=CELLS, default="lstm")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--budget", type=float, help="fail where a ratio is larger")
     parser.add_argument("--keep", type=Path, help="folder for the compiler's listings")
     options = parser.parse_args(arguments)
     if reason := missing():
@@ -213,7 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         dump = options.keep or Path(folder)
         dump.mkdir(parents=True, exist_ok=True)
-        table(target(dump), options)
+        largest = table(target(dump), options)
+    if options.budget is not None and largest > options.budget:
+        print(f"compile_tpu: {largest:.2f} x the floor is over the budget", file=sys.stderr)
+        return 1
     return 0
 
 
