@@ -58,7 +58,10 @@ def make_case(constructor, dtype, batch, heads, flagged, units=D, steps=T):
         state = jax.tree.unflatten(structure, state)
         return jax.tree.leaves(cell.step(weights, state, split_gates(drive, like, 1)))
 
-    d_states = (*draws(4, (steps, batch, size))[:-1], None)
+    # Without flags the last leaf is one that no output reads, which has no cotangents.
+    d_states = draws(4, (steps, batch, size))
+    if not flagged:
+        d_states = (*d_states[:-1], None)
     return Case(form, state, stack_gates(drive, 2), flags, step, draws(5, (batch, size)), d_states)
 
 
