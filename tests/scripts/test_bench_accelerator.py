@@ -63,7 +63,7 @@ def test_the_kernels_are_compared_in_the_interpreter(smoke):
     kernel, none = smoke[2]["groups"]["correct"]["rows"]
     if mosaic.available() is None:
         assert kernel["met"] and 0 < kernel["error"] <= kernel["limit"] == 2e-6
-        assert "not 160" in none["scan"]
+        assert "not 48" in none["scan"]
     else:
         assert str(mosaic.available()) in kernel["scan"]
     assert none["error"] is None
