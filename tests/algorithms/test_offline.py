@@ -43,7 +43,9 @@ def test_automatic_block_length_leaves_no_remainder_where_a_near_one_divides():
 @pytest.mark.parametrize("hidden_size, rows", [(32, 2048), (64, 2048), (128, 1024), (1024, 512)])
 def test_automatic_block_length_follows_the_size_of_the_drive(hidden_size, rows):
     """A block of an LSTM in single precision, of 32 rows a step."""
-    assert automatic_block_length(2**20, 32, 32 * 4 * hidden_size * 4) * 32 == rows
+    size = 32 * 4 * hidden_size * 4
+    assert automatic_block_length(2**20, 32, size) * 32 == rows
+    assert automatic_block_length(2**20, 32, size, devices=2) * 32 == 512
 
 
 @pytest.mark.parametrize("algorithm", ["bptt", "autodiff"])
