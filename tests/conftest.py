@@ -4,14 +4,18 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# JAX's interpreter of GPU kernels has a thread of XLA's pool wait where a warpgroup waits. The pool
-# has as many threads as the machine has cores, or this: with fewer than warpgroups it stands still.
-os.environ.setdefault("NPROC", "16")
 
 import hypothesis
 import jax
 import pytest
 
+from jax_bptt.kernels import mosaic
+
+# JAX's interpreter of GPU kernels has a thread of XLA's pool wait where a warpgroup waits. The pool
+# has as many threads as the machine has cores, or this: with fewer than warpgroups it stands still.
+# Where there is no such interpreter, XLA keeps the threads that its users have.
+if mosaic.available() is None:
+    os.environ.setdefault("NPROC", "16")
 jax.config.update("jax_num_cpu_devices", 2)
 
 # A fixed seed: a failure on one machine is a failure on every other.
@@ -21,6 +25,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jax_bptt")
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Drop what a file has compiled once it is done.
+
+    Compiled code stays mapped, and Linux gives a process 65,530 mappings at most: a worker that
+    keeps the functions of all files dies some thousand compilations before the end.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.hookimpl(wrapper=True)
