@@ -92,6 +92,14 @@ def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(args), [id(v) in read for v in jaxpr.invars])
 
 
+def same_arrays(fun: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> bool:
+    """Return whether the two results of `fun` are the same arrays, leaf by leaf."""
+    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+    numbers = [id(v) for v in closed.jaxpr.outvars]
+    one, other = jax.tree.unflatten(jax.tree.structure(shapes), numbers)
+    return jax.tree.structure(one) == jax.tree.structure(other) and one == other
+
+
 def transposed_layout(tree: PyTree) -> Callable[[], PyTree]:
     """Lay the matrices of `tree` out transposed in memory; return a function that gives `tree`.
 

@@ -71,7 +71,9 @@ def contributions(
     drives = adjoint.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
-    d_state, lambdas, _ = adjoint.reverse_scan(linearization, d_last_state, no_output, Controls())
+    d_state, lambdas, _, _ = adjoint.reverse_scan(
+        linearization, d_last_state, no_output, Controls()
+    )
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 
