@@ -1,5 +1,6 @@
 """Every test below this folder runs in JAX's strictest mode, on two host devices."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -27,15 +28,11 @@ hypothesis.settings.load_profile("jax_bptt")
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True, scope="module")
-def forget():
-    """Drop what a file has compiled once it is done.
+TESTS = 200
+"""After so many tests a process drops what it has compiled. Compiled code stays mapped, up to a
+hundred pieces of it a test, and Linux gives a process 65,530: a worker of the slow tests died."""
 
-    Compiled code stays mapped, and Linux gives a process 65,530 mappings at most: a worker that
-    keeps the functions of all files dies some thousand compilations before the end.
-    """
-    yield
-    jax.clear_caches()
+_number = itertools.count(1)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,6 +41,8 @@ def pytest_runtest_protocol(item):
 
     The doctests of the package are left in JAX's default mode, which is the reader's.
     """
+    if next(_number) % TESTS == 0:
+        jax.clear_caches()
     if not item.path.is_relative_to(HERE):
         return (yield)
     with (

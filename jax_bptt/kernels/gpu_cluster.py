@@ -41,9 +41,6 @@ BLOCKS = 8
 SIZE = 512
 """Units at the most, beyond which nothing has been compiled."""
 
-MEMORY = 232448 - 2048
-"""Bytes of shared memory that a block can have, less what barriers and alignment take."""
-
 
 def blocks_of(size: int) -> int | None:
     """Return over how many blocks `size` units are spread, or None if they cannot be.
@@ -75,10 +72,10 @@ def unsupported(form: Form) -> str | None:
             f"up to {BLOCKS} blocks divide in three at the most, not {size}"
         )
     needed = max(_bytes(form))
-    if needed > MEMORY:
+    if needed > parts.MEMORY:
         return (
             f"{gates} matrices [{size}, {size}] of {dtype} need {needed // 1024} KiB of shared "
-            f"memory in each of {blocks_of(size)} blocks, of {MEMORY // 1024} there are"
+            f"memory in each of {blocks_of(size)} blocks, of {parts.MEMORY // 1024} there are"
         )
     return None
 
@@ -90,28 +87,14 @@ def interpreter() -> Any:
 
 def _bytes(form: Form) -> tuple[int, int]:
     """Return how much shared memory the two kernels need at the most, forward and reverse."""
-    plan, step, gates = _plan(form, 1, 1), form.step, form.matrix.shape[2]
-    count = mosaic.piece_count(plan.dtype)
-    # A tile [ROWS, units of a block] in float32, and one of as many operands.
+    plan, gates = _plan(form, 1, 1), form.matrix.shape[2]
+    # A tile [ROWS, units of a block] of operands, and one in float32.
+    narrow = 2 * mosaic.piece_count(plan.dtype) * ROWS * plan.size
     wide = 4 * ROWS * plan.size
-    narrow = 2 * count * ROWS * plan.size
-    # Of flags a few words, but every array begins at a whole KiB.
-    words = 1024
-    stored = step.saved * jnp.dtype(plan.dtype).itemsize * ROWS * plan.size
-    read = sum(step.reads_prev) + sum(step.reads_new) + step.states
-    gather = (
-        _gathering(plan, gates).bytes
-        + (1 + plan.parts) * narrow
-        + DEPTH * step.drives * wide
-        + words
-    )
-    reduce = (
-        _reducing(plan, gates).bytes
-        + len(parts.crossing(step.d_feedback)) * narrow
-        + plan.parts * wide
-        + DEPTH * (stored + read * wide)
-        + words
-    )
+    fetched, fetched_back = parts.ring_bytes(form, plan)
+    gather = _gathering(plan, gates).bytes + (1 + plan.parts) * narrow + fetched
+    crossing = len(parts.crossing(form.step.d_feedback))
+    reduce = _reducing(plan, gates).bytes + crossing * narrow + plan.parts * wide + fetched_back
     return gather, reduce
 
 

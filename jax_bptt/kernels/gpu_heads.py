@@ -17,7 +17,8 @@ from jax_bptt.kernels.gpu_parts import Place, Plan
 from jax_bptt.kernels.mosaic import ROWS, UNITS
 
 DEPTH = 4
-"""Steps that are fetched ahead: at half a microsecond each, more than the latency of the memory."""
+"""Steps that are fetched ahead: at half a microsecond each, more than the latency of the memory.
+Down to 2 where a step has so many tiles that as many do not fit."""
 
 REST = 32
 """Registers of a thread for all that is neither matrix nor operand, at the least."""
@@ -45,7 +46,27 @@ def unsupported(form: Form) -> str | None:
         return (
             f"{gates} matrices [{size}, {size}] of {dtype} do not fit into the registers of a GPU"
         )
+    if _depth(form) is None:
+        return (
+            f"the tiles of two steps of {size} units need {max(_bytes(form, 2)) // 1024} KiB of "
+            f"shared memory, of {parts.MEMORY // 1024} there are"
+        )
     return None
+
+
+def _depth(form: Form) -> int | None:
+    """Return how many steps can be fetched ahead, or None for fewer than two."""
+    fitting = (d for d in range(DEPTH, 1, -1) if max(_bytes(form, d)) <= parts.MEMORY)
+    return next(fitting, None)
+
+
+def _bytes(form: Form, depth: int) -> tuple[int, int]:
+    """Return how much shared memory the two kernels need at the most, forward and reverse."""
+    heads, size = form.matrix.shape[:2]
+    plan = Plan(form.matrix.dtype, 1, ROWS, heads, size, depth)
+    narrow = 2 * mosaic.piece_count(plan.dtype) * ROWS * size
+    forward, back = parts.ring_bytes(form, plan)
+    return forward + 2 * narrow, back + 2 * len(parts.crossing(form.step.d_feedback)) * narrow
 
 
 def interpreter() -> Any:
@@ -164,7 +185,8 @@ def _plan(form: Form, like: Array) -> Plan:
     """Return the plan for `form` and arrays like `like` [T, B, ...]."""
     steps, batch = like.shape[:2]
     heads, size = form.matrix.shape[:2]
-    return Plan(form.matrix.dtype, steps, parts.rows_of(batch), heads, size, DEPTH)
+    depth = _depth(form) or DEPTH
+    return Plan(form.matrix.dtype, steps, parts.rows_of(batch), heads, size, depth)
 
 
 def _scheme(

@@ -128,7 +128,10 @@ class Place(NamedTuple):
         return self.tile(jnp.int32(RESET) << shift), self.tile(jnp.int32(HELD) << shift)
 
 
-NO_RULE = {"log1p", "pow"}
+MEMORY = 232448 - 2048
+"""Bytes of shared memory that a block can have, less what barriers and alignment take."""
+
+NO_RULE = {"pow"}
 """Operations of `jax_bptt.kernels.graph` that Pallas cannot lower for Mosaic GPU (jax 0.12)."""
 
 
@@ -142,6 +145,16 @@ def obstacle(form: Form) -> str | None:
     if jax.typeof(form.matrix).manual_axis_type.varying:
         return "inside jax.shard_map the GPU kernels run only with check_vma=False"
     return None
+
+
+def ring_bytes(form: Form, plan: Plan) -> tuple[int, int]:
+    """Return how much shared memory the ring needs at the most, forward and reverse."""
+    step, tile = form.step, ROWS * plan.size
+    read = sum(step.reads_prev) + sum(step.reads_new) + step.states
+    stored = step.saved * jnp.dtype(plan.dtype).itemsize
+    # Of flags a few words, but every array begins at a whole KiB.
+    forward, back = (plan.depth * tile * size for size in (4 * step.drives, stored + 4 * read))
+    return forward + 1024, back + 1024
 
 
 def place_of(plan: Plan) -> Place:

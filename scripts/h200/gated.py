@@ -21,9 +21,10 @@ UNITS = 512
 SHARED = 226 * 1024
 """Bytes of shared memory that an SM has for the tiles of its blocks."""
 
-CELLS: dict[str, Callable[..., jb.Cell]] = {"gru": jb.gru, "lstm": jb.lstm}
-TRANSCENDENTAL = {"gru": 3, "lstm": 5}
-"""Functions of every unit in a step: of the gates, and tanh of an LSTM's cell state."""
+CELLS: dict[str, Callable[..., jb.Cell]] = {"gru": jb.gru, "lstm": jb.lstm, "slstm": jb.slstm}
+MUFU = {"gru": 24, "lstm": 40, "slstm": 44}
+"""Instructions for transcendental functions in a step, 8 for each of a unit that is tanh or a
+sigmoid: an exponential and a reciprocal of four values. A GRU has three of them, an LSTM five."""
 
 
 class Kernel(NamedTuple):
@@ -55,6 +56,7 @@ KERNELS = (
     Kernel("gru", 64, "bfloat16"),
     Kernel("gru", 128, "bfloat16"),
     Kernel("lstm", 64, "float32"),
+    Kernel("slstm", 64, "float32"),
     Kernel("lstm", 64, "bfloat16", flags=True),
     Kernel("lstm", 128, "bfloat16", flags=True),
     *(
@@ -78,8 +80,8 @@ CLUSTER = {
 def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     """Return what a kernel may need: what its design says, and what an SM of an H200 has.
 
-    - A warp has 16 rows of 8 units, four values a thread. Of a transcendental function of one value
-      two instructions are MUFU (an exponential and a reciprocal), and the reverse kernel does none.
+    - A warp has 16 rows of 8 units, four values a thread. The forward kernel does what `MUFU` says
+      of it, and the reverse kernel no transcendental function again.
     - One HMMA is 16 rows x 16 x 8 units: one for each gate and 16 units of a matrix, and for
       float32, whose operands are three pieces, for each of the six products of pieces.
     - 65536 registers are 128 for each thread of a head of 128 units, or for each of two blocks of
@@ -94,7 +96,7 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     """
     counts = {
         "hmma": GATES[kernel.cell] * kernel.size // 16 * (6 if kernel.dtype == "float32" else 1),
-        "mufu": 8 * TRANSCENDENTAL[kernel.cell] if direction == "forward" else 0,
+        "mufu": MUFU[kernel.cell] if direction == "forward" else 0,
     }
     if kernel.dense:
         reverse = int(direction == "reverse")

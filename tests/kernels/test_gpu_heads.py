@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosai
 
 T, D = 3, 32
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 5e-3, jnp.float16: 1e-3}
-CELLS = [jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.ugrnn]
+CELLS = [jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.slstm, jb.ugrnn]
 
 
 class Case(NamedTuple):
@@ -45,6 +45,8 @@ def make_case(constructor, dtype, batch, heads, flagged, units=D, steps=T):
 
     size = heads * units
     state = tuple(0.3 * s for s in draws(1, (batch, size)))
+    if len(state) > 2:
+        state = tuple(jnp.exp(s) for s in state)  # an sLSTM divides by a leaf of its state
     xs = jax.random.normal(jax.random.key(2), (steps, batch, 3), jnp.float32)
     form = normal_form(cell, weights, jax.tree.unflatten(structure, state), xs)
     assert isinstance(form, Form), form
@@ -147,6 +149,13 @@ def test_more_steps_than_are_fetched_ahead():
     check(case, TOLERANCE[jnp.bfloat16])
 
 
+def test_fetches_fewer_steps_ahead_where_a_step_has_many_tiles():
+    case = make_case(jb.slstm, jnp.float32, 16, 1, False, units=64, steps=4)
+    assert gpu_heads.unsupported(case.form) is None
+    assert 2 <= gpu_heads._plan(case.form, case.drives).depth < gpu_heads.DEPTH
+    check(case, TOLERANCE[jnp.float32])
+
+
 def check_caught(run, monkeypatch, caplog, sync):
     """Check that `run` has no race, and has one with `sync` for the way in which threads meet."""
     warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
@@ -186,6 +195,10 @@ def test_says_what_does_not_fit():
     assert "32, 64, 96 or 128 units, not 48" in str(gpu_heads.unsupported(wide))
     heavy = form._replace(matrix=jnp.zeros((1, 128, 4, 128), jnp.float32))
     assert "registers" in str(gpu_heads.unsupported(heavy))
+    full = form._replace(matrix=jnp.zeros((1, 64, 4, 64), jnp.float32))
+    assert gpu_heads.unsupported(full) is None
+    many = full._replace(step=full.step._replace(saved=100))
+    assert "KiB of shared memory" in str(gpu_heads.unsupported(many))
     assert gpu_heads.unsupported(form) is None
 
 

@@ -190,3 +190,10 @@ def test_what_is_not_read_makes_the_graph_no_larger():
     made = [case(jb.lstm(input_size=2, hidden_size=size)).step for size in (1, 9)]
     few, many = (len(s.program.graph) for s in made if isinstance(s, TiledStep))
     assert few == many
+
+
+def test_log1p_loses_no_digits():
+    xs = np.concatenate([np.logspace(-12, 30, 400), -np.logspace(-12, -0.01, 400), [0.0, np.inf]])
+    xs = xs.astype(np.float32)
+    found = np.asarray(COSTLY["log1p"](jnp.asarray(xs)), np.float64)
+    np.testing.assert_allclose(found, np.log1p(xs.astype(np.float64)), rtol=4e-7)
