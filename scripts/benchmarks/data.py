@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-GATES = {"elman": 1, "gru": 3, "gru_reset_before": 3, "lstm": 4, "slstm": 4}
+GATES = {"elman": 1, "gru": 3, "gru_reset_before": 3, "lstm": 4}
 """Cells of the benchmark and how many gates, thus columns of H units, each has."""
 
 GRID = (

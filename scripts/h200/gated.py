@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from benchmarks.data import GATES
 
 import jax_bptt as jb
 from h200 import kernels
@@ -22,6 +21,7 @@ SHARED = 226 * 1024
 """Bytes of shared memory that an SM has for the tiles of its blocks."""
 
 CELLS: dict[str, Callable[..., jb.Cell]] = {"gru": jb.gru, "lstm": jb.lstm, "slstm": jb.slstm}
+GATES = {"gru": 3, "lstm": 4, "slstm": 4}
 MUFU = {"gru": 24, "lstm": 40, "slstm": 44}
 """Instructions for transcendental functions in a step, 8 for each of a unit that is tanh or a
 sigmoid: an exponential and a reciprocal of four values. A GRU has three of them, an LSTM five."""
