@@ -9,7 +9,7 @@ from jax import lax
 
 from jax_bptt.core import adjoint, trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
-from jax_bptt.core.types import Algorithm, PyTree
+from jax_bptt.core.types import Algorithm, Cell, GatedStep, PyTree
 
 ROWS = 512, 2048
 """Least and most rows of time x batch in a block: fewer, and its products run below full speed."""
@@ -20,7 +20,11 @@ DRIVE_BYTES = 2 * 2**20
 H = 256 13 % slower (two cores, jax 0.10.2)."""
 
 
-def bptt(*, block_length: int | None = None, recompute: bool = True) -> Algorithm:
+LARGE = 512
+"""Multiplications for an element of a feedback from which on a CPU keeps what they made."""
+
+
+def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> Algorithm:
     """Return exact backpropagation through time, computed block by block.
 
     The forward pass scans over blocks of K steps and keeps the states alone. The reverse pass
@@ -38,22 +42,25 @@ def bptt(*, block_length: int | None = None, recompute: bool = True) -> Algorith
     With `recompute=False` the forward pass keeps the coefficients of the reverse scan as well. That
     spares a quarter of all products, and takes as many arrays [T, B, H] more as the cell has
     coefficients: 6 for an LSTM, 5 for a GRU, none where they are functions of the states, as for
-    `elman`. On a CPU it pays where products are large: an LSTM of H = 512, B = 128 took 0.87 of the
-    time, a GRU 0.92; at H = 256 and 128, B = 32 an LSTM took 1.02 and 1.05 (two cores, jax 0.10.2).
+    `elman`; for an LSTM half of what the plain scan takes. On a CPU that pays where products are
+    large, and is the default there from H = 512 on: an LSTM of H = 1024, B = 64 took 0.84 of the
+    time, one of H = 512 and B = 128, 32 or 16 took 0.87, 0.91 and 1.05, one of H = 384, 256 and 128
+    0.99, 1.02 and 1.05, a GRU of H = 512 0.92, 1.01 and 0.91 (two cores, jax 0.10.2).
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
         such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, or
         in 512 rows with several devices; adjusted to divide T if it can.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
-        products they need, again; False to keep them from the forward pass.
+        products they need, again; False to keep them from the forward pass. By default True but
+        for a CPU and recurrent products of H >= 512.
 
     Returns:
       An `Algorithm` for `unroll`.
 
     Raises:
       ValueError: `block_length` is not a positive integer.
-      TypeError: `recompute` is not a bool.
+      TypeError: `recompute` is neither a bool nor None.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -68,14 +75,16 @@ def bptt(*, block_length: int | None = None, recompute: bool = True) -> Algorith
         f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
     )
     require(
-        isinstance(recompute, bool),
-        f"bptt: recompute must be True or False, got {recompute!r}",
+        recompute is None or isinstance(recompute, bool),
+        f"bptt: recompute must be True, False or None, got {recompute!r}",
         TypeError,
     )
 
     def forward(cell, weights, state, xs, controls):
+        keep = _keeps(cell, weights, state) if recompute is None else not recompute
+
         def run(carry, _, inputs):
-            if not recompute:
+            if keep:
                 return adjoint.scan_residuals(cell, weights, state, carry, *inputs)
             last_state, states = adjoint.scan_states(cell, weights, state, carry, *inputs)
             return last_state, (states, None)
@@ -147,6 +156,14 @@ def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int
         return max(steps, 1)
     near = [k for k in range(-(-target // 2), 2 * target + 1) if steps % k == 0]
     return min(near, key=lambda k: abs(k - target)) if near else target
+
+
+def _keeps(cell: Cell, weights: PyTree, state: PyTree) -> bool:
+    """Return whether keeping what a block needs takes less time than to compute it again."""
+    step = cell.step
+    if not isinstance(step, GatedStep) or jax.default_backend() != "cpu":
+        return False
+    return trees.multiplications(step.mix, weights, state) >= LARGE
 
 
 def _scan_blocks(

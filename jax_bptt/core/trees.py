@@ -1,5 +1,6 @@
 """Pytrees in which some leaves can be differentiated and others (integers, keys) cannot."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,17 @@ def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
     return jax.tree.unflatten(jax.tree.structure(args), [id(v) in read for v in jaxpr.invars])
+
+
+def multiplications(fun: Callable[..., PyTree], *args: PyTree) -> float:
+    """Return how many multiplications of products `fun` does for an element of its result."""
+    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _), left = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+            total += eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    return total / max(sum(v.aval.size for v in jaxpr.outvars), 1)
 
 
 def same_arrays(fun: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> bool:

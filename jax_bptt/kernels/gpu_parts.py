@@ -132,7 +132,7 @@ MEMORY = 232448 - 2048
 """Bytes of shared memory that a block can have, less what barriers and alignment take."""
 
 NO_RULE = {"pow"}
-"""Operations of `jax_bptt.kernels.graph` that Pallas cannot lower for Mosaic GPU (jax 0.12)."""
+"""Names in `jax_bptt.kernels.operations` that Pallas cannot lower for Mosaic GPU (jax 0.12)."""
 
 
 def obstacle(form: Form) -> str | None:

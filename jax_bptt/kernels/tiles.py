@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax_bptt.core import trees
 from jax_bptt.core.types import GatedStep, PyTree
 from jax_bptt.kernels import graph as graphs
-from jax_bptt.kernels.graph import CHEAP, COSTLY, LOGICAL, Graph, Node, Unsupported
+from jax_bptt.kernels.graph import Graph, Node, Unsupported
+from jax_bptt.kernels.operations import CHEAP, COSTLY, LOGICAL
 
 Tile = Any
 """A floating-point array of whatever shape a kernel works on, the same for all tiles of a step."""

@@ -24,9 +24,9 @@ def test_block_length(block_length):
     check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
 
 
-@pytest.mark.parametrize("recompute", [0, None, "no"])
+@pytest.mark.parametrize("recompute", [0, 1.0, "no"])
 def test_recompute(recompute):
-    pieces = "bptt: recompute must be True or False", repr(recompute)
+    pieces = "bptt: recompute must be True, False or None", repr(recompute)
     check(lambda: jb.bptt(recompute=recompute), TypeError, *pieces)
 
 

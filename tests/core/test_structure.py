@@ -89,3 +89,24 @@ def test_the_program_does_not_grow_with_the_sequence(constructor):
         for steps in (10, 1000)
     ]
     assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("constructor", [jb.lstm, jb.gru])
+@pytest.mark.parametrize("units, keeps", [(H, True), (H + 1, False)])
+def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, monkeypatch):
+    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", units)
+    cell = constructor(input_size=I, hidden_size=H)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+
+    def multiplications(**given):
+        def loss(params, xs):
+            return jnp.sum(jb.unroll(cell, params, xs, algorithm=jb.bptt(**given))[1] ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, np.ones((T, B, I))).compile()
+        costs = compiled.cost_analysis()
+        assert costs is not None
+        return costs["flops"]
+
+    kept, recomputed = (multiplications(recompute=given) for given in (False, True))
+    assert multiplications() == (kept if keeps else recomputed)
+    assert kept < recomputed

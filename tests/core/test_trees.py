@@ -50,3 +50,10 @@ def test_used_leaves():
     assert trees.used_leaves(lambda w: w, 1.0) == (True,)
     inner = jax.jit(lambda w: w["b"])
     assert trees.used_leaves(inner, w)[0]["b"]
+
+
+def test_multiplications_for_an_element():
+    x, w = np.ones((3, 5)), np.ones((5, 7))
+    assert trees.multiplications(lambda w, x: x @ w + 1.0, w, x) == 5
+    assert trees.multiplications(lambda w, x: (x @ w, x), w, x) == 5 * 7 / (5 + 7)
+    assert trees.multiplications(lambda w, x: 2.0 * x, w, x) == 0

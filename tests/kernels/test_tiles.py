@@ -11,7 +11,7 @@ import pytest
 import jax_bptt as jb
 from jax_bptt.core import trees
 from jax_bptt.core.types import Cell, GatedStep
-from jax_bptt.kernels.graph import COSTLY
+from jax_bptt.kernels.operations import COSTLY
 from jax_bptt.kernels.tiles import TiledStep, tiled_step
 from tests.registry import CELLS, assert_close
 
