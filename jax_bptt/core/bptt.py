@@ -42,10 +42,11 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
     With `recompute=False` the forward pass keeps the coefficients of the reverse scan as well. That
     spares a quarter of all products, and takes as many arrays [T, B, H] more as the cell has
     coefficients: 6 for an LSTM, 5 for a GRU, none where they are functions of the states, as for
-    `elman`; for an LSTM half of what the plain scan takes. On a CPU that pays where products are
-    large, and is the default there from H = 512 on: an LSTM of H = 1024, B = 64 took 0.84 of the
-    time, one of H = 512 and B = 128, 32 or 16 took 0.87, 0.91 and 1.05, one of H = 384, 256 and 128
-    0.99, 1.02 and 1.05, a GRU of H = 512 0.92, 1.01 and 0.91 (two cores, jax 0.10.2).
+    `elman`: an LSTM has 8 arrays then, of 14 that the plain scan has. On a CPU that pays where
+    products are large, and is the default there from H = 512 on: an LSTM of H = 1024, B = 64 took
+    0.84 of the time, one of H = 512 and B = 128, 32 or 16 took 0.87, 0.91 and 1.05, one of H = 384,
+    256 and 128 took 0.99, 1.02 and 1.05, a GRU of H = 512 0.92, 1.01 and 0.91 (two cores, jax
+    0.10.2).
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
