@@ -19,9 +19,8 @@ DRIVE_BYTES = 2 * 2**20
 2 MiB a core. An LSTM of H = 64 is 19 % faster with blocks of 2048 rows than of 512, and one of
 H = 256 13 % slower (two cores, jax 0.10.2)."""
 
-
 LARGE = 512
-"""Multiplications for an element of a feedback from which on a CPU keeps what they made."""
+"""With so many multiplications for an element of a feedback, a CPU keeps what they made."""
 
 
 def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> Algorithm:
