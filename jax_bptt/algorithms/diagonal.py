@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import adjoint, trees
+from jax_bptt.core import adjoint, primal, trees
 from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.types import Algorithm, DiagonalStep, PyTree
 
@@ -35,7 +35,7 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
     """
 
     def forward(cell, weights, start, xs, controls):
-        drives = adjoint.over_time(cell, cell.project)(weights, xs)
+        drives = primal.over_time(cell, cell.project)(weights, xs)
         coefficients = _coefficients(cell, weights)
         a, b = coefficients(drives)
         a, b = _held(a, controls), controls.hold(b, None)
@@ -45,13 +45,13 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
             b = select(controls.reset, restarted, b)
         constant = _constant(coefficients, drives, controls)
         states, last_state = recurrence(start, _cut(a, controls), b, constant, False)
-        ys = adjoint.over_time(cell, cell.readout)(weights, states)
+        ys = primal.over_time(cell, cell.readout)(weights, states)
         return (last_state, ys), (weights, start, xs, controls, states)
 
     def backward(cell, residuals, d_last_state, d_ys):
         weights, start, xs, controls, states = residuals
-        drives, pull_project = trees.inexact_vjp(adjoint.over_time(cell, cell.project), weights, xs)
-        prevs = adjoint.previous_states(start, start, states, controls)
+        drives, pull_project = trees.inexact_vjp(primal.over_time(cell, cell.project), weights, xs)
+        prevs = primal.previous_states(start, start, states, controls)
         linearization = adjoint.linearize(cell, weights, prevs, states, drives)
         a = _held(linearization.residuals, controls)
         d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
@@ -72,7 +72,7 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
 def _coefficients(cell, weights):
     step = cell.step
     assert isinstance(step, DiagonalStep)
-    over_time = adjoint.over_time(cell, step.coefficients)
+    over_time = primal.over_time(cell, step.coefficients)
     return lambda drives: over_time(weights, drives)
 
 

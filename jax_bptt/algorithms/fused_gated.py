@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core import adjoint, trees
+from jax_bptt.core import adjoint, primal, trees
 from jax_bptt.core.checks import batch_shape
 from jax_bptt.core.sequence import Controls
 from jax_bptt.core.types import Algorithm, GatedStep, PyTree
@@ -38,7 +38,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
     options = {"approximate": approximate, "interpret": kernel.interpreter(interpret)}
 
     def forward(cell, weights, state, xs, controls):
-        drives = adjoint.over_time(cell, cell.project)(weights, xs)
+        drives = primal.over_time(cell, cell.project)(weights, xs)
         batch = batch_shape(cell, xs)
         (steps,) = jax.tree.leaves(xs)[0].shape[:1]
         gates = stack_gates(drives, 1 + len(batch))
@@ -54,7 +54,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         leaves, structure = jax.tree.flatten(state)
         shaped = [s.reshape(steps, *like.shape) for s, like in zip(found, leaves, strict=True)]
         states = jax.tree.unflatten(structure, shaped)
-        ys = adjoint.over_time(cell, cell.readout)(weights, states)
+        ys = primal.over_time(cell, cell.readout)(weights, states)
         last_state = jax.tree.map(lambda s: s[-1], states)
         return (last_state, ys), _Kept(weights, state, xs, controls, states, saved)
 
@@ -81,10 +81,10 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         if d_start is not None:
             d_state = trees.add(d_state, _shaped(d_start, structure, batch))
 
-        drives, pull_project = trees.inexact_vjp(adjoint.over_time(cell, cell.project), weights, xs)
-        prevs = adjoint.previous_states(state, state, states, controls)
+        drives, pull_project = trees.inexact_vjp(primal.over_time(cell, cell.project), weights, xs)
+        prevs = primal.previous_states(state, state, states, controls)
         feedbacks, pull_mix = trees.inexact_vjp(
-            lambda w: adjoint.over_time(cell, step.mix)(w, prevs), weights
+            lambda w: primal.over_time(cell, step.mix)(w, prevs), weights
         )
 
         def cotangent(numbers, like):
@@ -97,7 +97,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         (d_weights,) = pull_mix(cotangent(form.step.d_feedback, feedbacks))
         if lambdas is not None:
             _, pull = trees.inexact_vjp(
-                lambda w: adjoint.over_time(cell, step.pointwise)(w, prevs, drives, feedbacks),
+                lambda w: primal.over_time(cell, step.pointwise)(w, prevs, drives, feedbacks),
                 weights,
             )
             d_weights = trees.add(d_weights, pull(_shaped(lambdas, structure, (steps, *batch)))[0])

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jax_bptt.core import trees
+from jax_bptt.core.primal import Run, map_residuals, over_time, pair
 from jax_bptt.core.sequence import Controls, select
+from jax_bptt.core.side_by_side import Loop
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
 
@@ -42,118 +44,6 @@ class Linearization(NamedTuple):
     accumulate: Callable[..., tuple[PyTree, PyTree]]
 
 
-def over_time(cell: Cell, fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Return `fun(weights, *args)` of `cell` for arguments with a leading time axis.
-
-    A product with the weights becomes one product over all the rows of T x B, and so does its
-    transpose: the gradient of the weights contracts time and batch in one go.
-    """
-    if cell.any_batch:
-        return fun
-
-    def mapped(weights, *args):
-        return jax.vmap(lambda args: fun(weights, *args))(args)
-
-    return mapped
-
-
-def scan_states(
-    cell: Cell, weights: PyTree, start: PyTree, state: PyTree, xs: PyTree, controls: Controls
-) -> tuple[PyTree, PyTree]:
-    """Run the cell over `xs` [K, *batch, ...]; return s_K and s_1..s_K stacked.
-
-    The input products of all K steps are one product ahead of the scan, and so are the
-    coefficients of a `DiagonalStep`.
-
-    Args:
-      cell: the cell.
-      weights: its prepared parameters.
-      start: the state that a reset goes back to.
-      state: s_0 of this stretch.
-      xs: x_1..x_K.
-      controls: when the state moves, of these K steps.
-    """
-    step, drives = cell.step, over_time(cell, cell.project)(weights, xs)
-    if isinstance(step, DiagonalStep):
-        drives = over_time(cell, step.coefficients)(weights, drives)
-
-    def advance(state, inputs):
-        drive, controls = inputs
-        old = controls.restart(start, state)
-        if isinstance(step, DiagonalStep):
-            new = jax.tree.map(lambda a, s, b: a * s + b, drive[0], old, drive[1])
-        else:
-            new = step(weights, old, drive)
-        state = controls.hold(new, old)
-        return state, state
-
-    return lax.scan(advance, state, (drives, controls))
-
-
-def scan_residuals(
-    cell: Cell, weights: PyTree, start: PyTree, state: PyTree, xs: PyTree, controls: Controls
-) -> tuple[PyTree, tuple[PyTree, list[Array] | None]]:
-    """Run the cell as `scan_states`; return s_K and, of each step, its state and residuals.
-
-    The residuals are leaves in the order of those that `linearize` would compute, or None where it
-    needs no product for them, so that nothing is saved by keeping them.
-    """
-    step = cell.step
-    if not isinstance(step, GatedStep) or not _needs_products(cell, step, weights, state, xs):
-        last_state, states = scan_states(cell, weights, start, state, xs, controls)
-        return last_state, (states, None)
-    drives = over_time(cell, cell.project)(weights, xs)
-
-    def advance(state, inputs):
-        drive, controls = inputs
-        old = controls.restart(start, state)
-        feedback = step.mix(weights, old)
-        state = controls.hold(step.pointwise(weights, old, drive, feedback), old)
-        return state, (state, feedback)
-
-    last_state, (states, feedbacks) = lax.scan(advance, state, (drives, controls))
-    prevs = previous_states(start, state, states, controls)
-    residuals = _map_residuals(step, weights, prevs, drives, feedbacks, states)
-    return last_state, (states, jax.tree.leaves(residuals))
-
-
-def _needs_products(
-    cell: Cell, step: GatedStep, weights: PyTree, state: PyTree, xs: PyTree
-) -> bool:
-    """Return whether the residuals of `step` depend on a drive or a feedback."""
-    drive = _drive(cell, weights, xs)
-    feedback = jax.eval_shape(step.mix, weights, state)
-    used = trees.used_leaves(_pair(step)[0], weights, state, drive, feedback, state)
-    return any(jax.tree.leaves(used[2:4]))
-
-
-def drive_bytes(cell: Cell, weights: PyTree, xs: PyTree) -> int:
-    """Return the size in bytes of the drive of one step, all of the batch."""
-    leaves = jax.tree.leaves(_drive(cell, weights, xs))
-    return sum(a.size * a.dtype.itemsize for a in leaves)
-
-
-def _drive(cell: Cell, weights: PyTree, xs: PyTree) -> PyTree:
-    """Return the shapes of the drive of one step of `xs` [T, *batch, ...]."""
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-    return jax.eval_shape(cell.project, weights, x)
-
-
-def previous_states(start: PyTree, state: PyTree, states: PyTree, controls: Controls) -> PyTree:
-    """Return what entered each of K steps: s_0..s_{K-1}, or the start of the sequence at a reset.
-
-    Args:
-      start: the state that a reset goes back to.
-      state: s_0 of this stretch.
-      states: s_1..s_K.
-      controls: of these K steps.
-    """
-    prevs = jax.tree.map(
-        lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states
-    )
-    return controls.restart(start, prevs)
-
-
 def linearize(
     cell: Cell,
     weights: PyTree,
@@ -164,7 +54,7 @@ def linearize(
 ) -> Linearization:
     """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives.
 
-    `kept` are the residuals as `scan_residuals` returned them; None to compute them again.
+    `kept` are the residuals as `forward` returned them; None to compute them again.
     """
     if isinstance(cell.step, GatedStep):
         return _linearize_gated(cell, cell.step, weights, prevs, states, drives, kept)
@@ -206,21 +96,6 @@ def _linearize_plain(cell: Cell, weights: PyTree, prevs: PyTree, drives: PyTree)
     return Linearization((prevs, drives), transpose, accumulate)
 
 
-def _pair(step: GatedStep) -> tuple[Callable, Callable]:
-    """Return the pointwise pair of `step`, its own or the automatic one."""
-    if step.pointwise_fwd is None or step.pointwise_bwd is None:
-        return _automatic_pair(step.pointwise)
-    return step.pointwise_fwd, step.pointwise_bwd
-
-
-def _map_residuals(step: GatedStep, weights: PyTree, *args: PyTree) -> PyTree:
-    """Return `pointwise_fwd` of K steps: what entered them, drives, feedbacks, s_1..s_K.
-
-    Always mapped: the residuals of `jax.vjp` are those of one step, whatever the cell takes.
-    """
-    return jax.vmap(lambda args: _pair(step)[0](weights, *args))(args)
-
-
 def _linearize_gated(
     cell: Cell,
     step: GatedStep,
@@ -231,13 +106,13 @@ def _linearize_gated(
     kept: list[Array] | None,
 ) -> Linearization:
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
-    bwd = _pair(step)[1]
+    bwd = pair(step)[1]
     feedbacks, pull_mix = trees.inexact_vjp(lambda w: over_time(cell, step.mix)(w, prevs), weights)
     args = prevs, drives, feedbacks, states
     if kept is None:
-        residuals = _map_residuals(step, weights, *args)
+        residuals = map_residuals(step, weights, *args)
     else:
-        shapes = jax.eval_shape(functools.partial(_map_residuals, step), weights, *args)
+        shapes = jax.eval_shape(functools.partial(map_residuals, step), weights, *args)
         residuals = jax.tree.unflatten(jax.tree.structure(shapes), kept)
     # A single row times a matrix is no product of matrices: XLA reads the matrix along its rows
     # as it lies, and a transposed one element by element (B = 1, H = 128: 3 against 70 us a step).
@@ -273,22 +148,14 @@ def _linearize_gated(
     return Linearization((prevs, residuals), transpose, accumulate)
 
 
-def _automatic_pair(pointwise: Callable) -> tuple[Callable, Callable]:
-    """Derive the pair of `GatedStep` from `pointwise` alone; the residuals are `jax.vjp`'s."""
-
-    def fwd(weights, state, drive, feedback, new_state):
-        return trees.inexact_vjp(lambda *args: pointwise(weights, *args), state, drive, feedback)[1]
-
-    def bwd(pull, d_state):
-        return pull(d_state)
-
-    return fwd, bwd
-
-
-def reverse_scan(
-    linearization: Linearization, d_state: PyTree, d_states: PyTree, controls: Controls
-) -> tuple[PyTree, PyTree, PyTree, PyTree | None]:
-    """Scan lambda_{t-1} = J_t^T lambda_t + g_{t-1} from the last step of a stretch to its first.
+def reverse_loop(
+    linearization: Linearization,
+    d_state: PyTree,
+    d_states: PyTree,
+    controls: Controls,
+    lambdas: bool = False,
+) -> Loop:
+    """Return the loop lambda_{t-1} = J_t^T lambda_t + g_{t-1}, from a stretch's last step back.
 
     Where the state was held, lambda passes by the step; where it was reset, lambda goes to the
     start of the sequence and no further back.
@@ -298,11 +165,12 @@ def reverse_scan(
       d_state: what reaches s_K from beyond the stretch.
       d_states: g_1..g_K with leading axis K, None at leaves no output reads.
       controls: of these K steps.
+      lambdas: whether to return them too.
 
     Returns:
-      (d_state, lambdas, emitted, d_start): what reaches s_0 of the stretch; lambda_1..lambda_K
-      stacked, zero where the state was held; what the steps emitted, stacked; what reaches the
-      start by resets, or None without any.
+      A loop that ends with ((d_state, d_start), (lambdas, emitted)): what reaches s_0 of the
+      stretch; what reaches the start by resets, or None without any; lambda_1..lambda_K stacked,
+      zero where the state was held, or None; what the steps emitted, stacked.
     """
 
     def retreat(carry, inputs):
@@ -320,15 +188,13 @@ def reverse_scan(
         if controls.reset is not None:
             d_start = trees.add(d_start, select(controls.reset, d_prev))
             d_prev = select(~controls.reset, d_prev)
-        return (d_prev, d_start), (through, emitted)
+        return (d_prev, d_start), (through if lambdas else None, emitted)
 
     d_start = None
     if controls.reset is not None:
         d_start = trees.vary_alike(jax.tree.map(jnp.zeros_like, d_state), (d_state, controls))
     inputs = linearization.residuals, d_states, controls
-    carry = d_state, d_start
-    (d_state, d_start), (lambdas, emitted) = lax.scan(retreat, carry, inputs, reverse=True)
-    return d_state, lambdas, emitted, d_start
+    return Loop(retreat, (d_state, d_start), inputs, reverse=True)
 
 
 def readout_gradient(
@@ -347,7 +213,7 @@ def readout_gradient(
     )
 
 
-def reverse_stretch(
+def reverse(
     cell: Cell,
     weights: PyTree,
     prevs: PyTree,
@@ -357,8 +223,12 @@ def reverse_stretch(
     d_state: PyTree,
     d_ys: PyTree | None,
     kept: list[Array] | None = None,
-) -> tuple[PyTree, PyTree, PyTree, PyTree | None]:
-    """Run the explicit reverse pass over a stretch of K steps.
+) -> Run:
+    """Return the explicit reverse pass over a stretch of K steps.
+
+    Its result is (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, the
+    gradients of this stretch's part, and what reaches the start of the sequence by resets, None
+    without any.
 
     Args:
       cell: the cell.
@@ -369,22 +239,22 @@ def reverse_stretch(
       controls: of these K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_ys: cotangents of y_1..y_K, or None for none.
-      kept: residuals from `scan_residuals`, or None to compute them again.
-
-    Returns:
-      (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, the gradients of this
-      stretch's part, and what reaches the start of the sequence by resets, None without any.
+      kept: residuals from `forward`, or None to compute them again.
     """
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
     linearization = linearize(cell, weights, prevs, states, drives, kept)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
-    d_state, _, emitted, d_start = reverse_scan(linearization, d_state, d_states, controls)
-    d_step, d_drives = linearization.accumulate(emitted)
-    d_project, d_xs = pull_project(d_drives)
-    d_weights = trees.add(d_step, d_project)
-    if d_readout is not None:
-        d_weights = trees.add(d_weights, d_readout)
-    return d_state, d_weights, d_xs, d_start
+
+    def finish(end):
+        (d_state, d_start), (_, emitted) = end
+        d_step, d_drives = linearization.accumulate(emitted)
+        d_project, d_xs = pull_project(d_drives)
+        d_weights = trees.add(d_step, d_project)
+        if d_readout is not None:
+            d_weights = trees.add(d_weights, d_readout)
+        return d_state, d_weights, d_xs, d_start
+
+    return Run(reverse_loop(linearization, d_state, d_states, controls), finish)
 
 
 def contribution_terms(

@@ -1,13 +1,15 @@
 """The exact gradient, blocked over time: the algorithm that the library exists for."""
 
+import itertools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_bptt.core import adjoint, trees
+from jax_bptt.core import adjoint, primal, side_by_side, trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.types import Algorithm, Cell, GatedStep, PyTree
 
@@ -23,7 +25,12 @@ LARGE = 512
 """With so many multiplications for an element of a feedback, a CPU keeps what they made."""
 
 
-def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> Algorithm:
+def bptt(
+    *,
+    block_length: int | None = None,
+    recompute: bool | None = None,
+    split_batch: bool | None = None,
+) -> Algorithm:
     """Return exact backpropagation through time, computed block by block.
 
     The forward pass scans over blocks of K steps and keeps the states alone. The reverse pass
@@ -80,59 +87,91 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         TypeError,
     )
 
-    def forward(cell, weights, state, xs, controls):
+    def forward(cell, together, weights, state, xs, controls):
         keep = _keeps(cell, weights, state) if recompute is None else not recompute
+        sizes = _sizes(cell, weights, state, xs)
 
-        def run(carry, _, inputs):
-            if keep:
-                return adjoint.scan_residuals(cell, weights, state, carry, *inputs)
-            last_state, states = adjoint.scan_states(cell, weights, state, carry, *inputs)
-            return last_state, (states, None)
+        def block(carry, _, inputs):
+            halves = zip(*(_cut(sizes, t, a) for t, a in ((state, 0), (carry, 0), (inputs, 1))))
+            runs = [primal.forward(cell, weights, s, c, *i, keep=keep) for s, c, i in halves]
 
-        inputs = xs, controls
+            def finish(ends):
+                done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
+                last_state = _join([last_state for last_state, _ in done], 0)
+                states = _join([states for _, (states, _) in done], 1)
+                return last_state, (states, [kept for _, (_, kept) in done])
+
+            return [run.loop for run in runs], finish
+
         last_state, (states, kept) = _scan_blocks(
-            run, state, None, inputs, _length(cell, weights, xs)
+            block, state, None, (xs, controls), _length(cell, weights, xs), together
         )
-        ys = adjoint.over_time(cell, cell.readout)(weights, states)
+        ys = primal.over_time(cell, cell.readout)(weights, states)
         return (last_state, ys), (weights, state, xs, controls, states, kept)
 
-    def backward(cell, residuals, d_last_state, d_ys):
+    def backward(cell, together, residuals, d_last_state, d_ys):
         weights, state, xs, controls, states, kept = residuals
-        length = _length(cell, weights, xs)
+        length, sizes = _length(cell, weights, xs), _sizes(cell, weights, state, xs)
         firsts = jax.tree.map(
             lambda s, ss: jnp.concatenate([s[None], ss[length - 1 : -1 : length]]), state, states
         )
 
-        def run(carry, first, inputs):
-            d_state, d_start, d_weights = carry
-            states, kept, xs, controls, d_ys = inputs
-            prevs = adjoint.previous_states(state, first, states, controls)
-            d_state, d_block, d_xs, d_reset = adjoint.reverse_stretch(
-                cell, weights, prevs, states, xs, controls, d_state, d_ys, kept
-            )
-            d_start = trees.add(d_start, d_reset)
-            return (d_state, d_start, trees.accumulate(d_weights, d_block)), d_xs
+        def block(carry, first, inputs):
+            (d_state, d_start, d_weights), (kept, inputs) = carry, inputs
+            batch_first, time_first = (state, first, d_state), inputs
+            runs = []
+            for (start, first, d_state), (states, xs, controls, d_ys), kept in zip(
+                _cut(sizes, batch_first, 0), _cut(sizes, time_first, 1), kept, strict=True
+            ):
+                prevs = primal.previous_states(start, first, states, controls)
+                runs.append(
+                    adjoint.reverse(cell, weights, prevs, states, xs, controls, d_state, d_ys, kept)
+                )
+
+            def finish(ends):
+                done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
+                d_states, d_parts, d_xs, d_starts = zip(*done, strict=True)
+                total = d_weights
+                for part in d_parts:
+                    total = trees.accumulate(total, part)
+                d_reset = trees.add(d_start, _join(d_starts, 0))
+                return (_join(d_states, 0), d_reset, total), _join(d_xs, 1)
+
+            return [run.loop for run in runs], finish
 
         zeros = trees.zero_gradient(weights), trees.zero_gradient(state)
         d_weights, d_start = trees.vary_alike(zeros, residuals)
         carry = d_last_state, None if controls.reset is None else d_start, d_weights
+        inputs = kept, (states, xs, controls, d_ys)
         (d_state, d_start, d_weights), d_xs = _scan_blocks(
-            run, carry, firsts, (states, kept, xs, controls, d_ys), length, reverse=True
+            block, carry, firsts, inputs, length, together, reverse=True
         )
         if d_start is not None:
             d_state = trees.add(d_state, d_start)
         return trees.cast_gradient(d_weights, weights), d_state, d_xs
+
+    def _sizes(cell, weights, state, xs):
+        batch = batch_shape(cell, xs)
+        hindrance = _hindrance(cell, state, batch)
+        require(
+            not split_batch or hindrance is None,
+            f"bptt: split_batch=True, but {hindrance}. Leave split_batch at None.",
+        )
+        wanted = _splits(cell, weights, state) if split_batch is None else split_batch
+        if not wanted or hindrance is not None:
+            return None
+        return batch[0] // 2, batch[0] - batch[0] // 2
 
     def _length(cell, weights, xs):
         steps = jax.tree.leaves(xs)[0].shape[0]
         wanted = block_length
         if wanted is None:
             batch = math.prod(batch_shape(cell, xs))
-            size = adjoint.drive_bytes(cell, weights, xs)
+            size = primal.drive_bytes(cell, weights, xs)
             wanted = automatic_block_length(steps, batch, size, jax.local_device_count())
         return max(1, min(wanted, steps))
 
-    return Algorithm(forward, backward)
+    return Algorithm(side_by_side.differentiable(forward), side_by_side.differentiable(backward))
 
 
 def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int = 1) -> int:
@@ -166,17 +205,72 @@ def _keeps(cell: Cell, weights: PyTree, state: PyTree) -> bool:
     return trees.multiplications(step.mix, weights, state) >= LARGE
 
 
+def _hindrance(cell: Cell, state: PyTree, batch: tuple[int, ...]) -> str | None:
+    """Return why the batch cannot be split in halves, or None."""
+    if not cell.any_batch:
+        return "the cell's functions do not take any batch shape (any_batch is False)"
+    if not batch or batch[0] < 2:
+        return f"there is no first batch axis of two sequences or more to split, in shape {batch}"
+    shapes = [s.shape for s in jax.tree.leaves(state)]
+    if any(shape[: len(batch)] != batch for shape in shapes):
+        return f"the state has leaves that do not lead with the batch shape {batch}: {shapes}"
+    if any(trees.varying(s) for s in jax.tree.leaves(state)):
+        return "inside jax.shard_map the devices have a core each already"
+    return None
+
+
+def _splits(cell: Cell, weights: PyTree, state: PyTree) -> bool:
+    """Return whether two halves of the batch side by side take less time than the whole of it."""
+    if jax.default_backend() != "cpu" or jax.local_device_count() > 1 or _cores() < 2:
+        return False
+    return isinstance(cell.step, GatedStep)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cut(sizes: tuple[int, ...] | None, tree: PyTree, axis: int) -> list[PyTree]:
+    """Cut every leaf of `tree` into parts of the given sizes along an axis; None for one part."""
+    if sizes is None:
+        return [tree]
+    ends = list(itertools.accumulate(sizes))
+    return [
+        jax.tree.map(lambda a: lax.slice_in_dim(a, end - size, end, axis=axis), tree)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
+    """Undo `_cut`."""
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
+
+
 def _scan_blocks(
-    run: Callable, carry: PyTree, per_block: PyTree, per_step: PyTree, length: int, reverse=False
+    block: Callable,
+    carry: PyTree,
+    per_block: PyTree,
+    per_step: PyTree,
+    length: int,
+    together: bool,
+    reverse: bool = False,
 ) -> tuple[PyTree, PyTree]:
-    """Scan `run(carry, per_block, per_step) -> (carry, outputs)` over blocks of `length` steps.
+    """Scan over blocks of `length` steps.
 
     Args:
-      run: takes one block; the leading axis of its `per_step` and outputs is the block's length.
+      block: `(carry, per_block, per_step) -> (loops, finish)`, of one block: loops that do not
+        depend on each other, and a function of their ends that returns (carry, outputs). The
+        leading axis of `per_step` and outputs is the block's length.
       carry: what passes from block to block.
       per_block: pytree with a leading axis of ceil(T / length).
       per_step: pytree with a leading axis of T.
       length: in steps, at least 1. A remainder of T makes one shorter block at the end.
+      together: whether loops of a block may run side by side.
       reverse: whether to go from the last block to the first.
 
     Returns:
@@ -184,6 +278,21 @@ def _scan_blocks(
     """
     steps = jax.tree.leaves(per_step)[0].shape[0]
     blocks, rest = divmod(steps, length)
+
+    def run(carry, per_block, per_step):
+        loops, finish = block(carry, per_block, per_step)
+        return finish([side_by_side.scan(loop) for loop in loops])
+
+    def advance(carry, inputs):
+        carry, tickets = carry
+        loops, finish = block(carry, *inputs)
+        if together and len(loops) > 1:
+            ends, tickets = side_by_side.scans(loops, tickets)
+        else:
+            ends = [side_by_side.scan(loop) for loop in loops]
+        carry, outputs = finish(ends)
+        return (carry, tickets), outputs
+
     if steps <= length:
         return run(carry, jax.tree.map(lambda a: a[0], per_block), per_step)
 
@@ -192,7 +301,8 @@ def _scan_blocks(
             return a[: blocks * length].reshape(blocks, length, *a.shape[1:])
 
         inputs = jax.tree.map(lambda a: a[:blocks], per_block), jax.tree.map(cut, per_step)
-        carry, outputs = lax.scan(lambda c, i: run(c, *i), carry, inputs, reverse=reverse)
+        carry = carry, side_by_side.tickets()
+        (carry, _), outputs = lax.scan(advance, carry, inputs, reverse=reverse)
         return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
 
     def remainder(carry):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from jax_bptt.core import adjoint, trees
+from jax_bptt.core import primal, trees
 from jax_bptt.core.sequence import Controls
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
@@ -107,8 +107,8 @@ def _push_forward(cell: Cell, inputs: PyTree, given: PyTree) -> PyTree:
 
     def plain(inexact):
         weights, state, xs, controls = trees.combine(inexact, rest)
-        last_state, states = adjoint.scan_states(cell, weights, state, state, xs, controls)
-        ys = adjoint.over_time(cell, cell.readout)(weights, states)
+        last_state, states = primal.scan_states(cell, weights, state, state, xs, controls)
+        ys = primal.over_time(cell, cell.readout)(weights, states)
         return trees.partition((last_state, ys))[0]
 
     return jax.jvp(plain, (inexact,), (tangents,))[1]

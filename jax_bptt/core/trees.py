@@ -135,10 +135,6 @@ def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
     constants; they meet data that is not. The transpose of the cast is the sum over devices, so
     the gradient of replicated weights comes out summed. Elsewhere this does nothing.
     """
-
-    def varying(leaf):
-        return jax.typeof(leaf).manual_axis_type.varying
-
     axes = frozenset().union(*map(varying, jax.tree.leaves(reference)))
 
     def cast(leaf):
@@ -146,3 +142,8 @@ def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def varying(leaf: Any) -> frozenset:
+    """Return the mesh axes over which an array differs, inside `jax.shard_map`."""
+    return jax.typeof(leaf).manual_axis_type.varying

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import adjoint, checks, trees
+from jax_bptt.core import adjoint, checks, primal, trees
 from jax_bptt.core.sequence import Controls
+from jax_bptt.core.side_by_side import scan
 from jax_bptt.core.types import Cell, PyTree
 
 
@@ -63,17 +64,16 @@ def contributions(
         f"got {step!r}",
     )
     xs = jax.tree.map(lambda a: a[:step], xs)
-    last_state, states = adjoint.scan_states(cell, weights, state, state, xs, Controls())
+    last_state, states = primal.scan_states(cell, weights, state, state, xs, Controls())
     y, pull_readout = trees.inexact_vjp(cell.readout, weights, last_state)
     d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
 
-    prevs = adjoint.previous_states(state, state, states, Controls())
-    drives = adjoint.over_time(cell, cell.project)(weights, xs)
+    prevs = primal.previous_states(state, state, states, Controls())
+    drives = primal.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
-    d_state, lambdas, _, _ = adjoint.reverse_scan(
-        linearization, d_last_state, no_output, Controls()
-    )
+    loop = adjoint.reverse_loop(linearization, d_last_state, no_output, Controls(), lambdas=True)
+    (d_state, _), (lambdas, _) = scan(loop)
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 
