@@ -78,7 +78,7 @@ def scans(loops: list[Loop], tickets: list[Array]) -> tuple[list[tuple[PyTree, P
       What `scan` returns of each loop, and the tickets of the next call.
     """
     ready = [(loop.carry, loop.inputs) for loop in loops]
-    tickets = _hand_out(after(_zero(tickets[0]), ready), tickets)
+    tickets = _hand_out(after(_zero(tickets[0]), (ready, tickets)), tickets)
     spread = [k * (TICKETS - 1) // (len(loops) - 1) for k in range(len(loops))]
     ends = [_run(loop, _zero(tickets[k])) for loop, k in zip(loops, spread, strict=True)]
     first = after(tickets[0], ends)
