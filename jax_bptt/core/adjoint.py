@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jax_bptt.core import trees
 from jax_bptt.core.primal import Run, map_residuals, over_time, pair
@@ -176,7 +176,7 @@ def reverse_loop(
     def retreat(carry, inputs):
         d_state, d_start = carry
         residual, g, controls = inputs
-        d_state = trees.add(d_state, g)
+        d_state = lax.optimization_barrier(trees.add(d_state, g))
         if controls.advance is None:
             through = d_state
             d_prev, emitted = linearization.transpose(residual, through)

@@ -77,11 +77,14 @@ def scans(loops: list[Loop], tickets: list[Array]) -> tuple[list[tuple[PyTree, P
     Returns:
       What `scan` returns of each loop, and the tickets of the next call.
     """
+    # Else the gate would wait for what its one element of each is made of, not for the whole.
+    loops = [loop._replace(inputs=lax.optimization_barrier(loop.inputs)) for loop in loops]
     ready = [(loop.carry, loop.inputs) for loop in loops]
     tickets = _hand_out(after(_zero(tickets[0]), (ready, tickets)), tickets)
     spread = [k * (TICKETS - 1) // (len(loops) - 1) for k in range(len(loops))]
     ends = [_run(loop, _zero(tickets[k])) for loop, k in zip(loops, spread, strict=True)]
-    first = after(tickets[0], ends)
+    # Read once more after the loops: nothing of one loop takes the memory of the other's inputs.
+    first = after(tickets[0], (ends, [loop.inputs for loop in loops]))
     return [(end.carry, end.outputs) for end in ends], [first, *tickets[1:]]
 
 
@@ -133,7 +136,7 @@ def _run(loop: Loop, zero: Array) -> _State:
         (carry, output), temporaries = step(state.carry, _at(loop.inputs, i))
         outputs = _put(state.outputs, output, i)
         # The position is overwritten in place, once all that reads it is done.
-        i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry))
+        i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry, temporaries))
         return _State(carry, i, i < index(steps), outputs, temporaries)
 
     position = zero + index(steps - 1 if loop.reverse else 0)
@@ -219,11 +222,11 @@ def _evaluate(
     given = set(values)
     moves = {v for v, moved in zip(jaxpr.invars, moving, strict=True) if moved}
     equations = _live(jaxpr)
-    read = [v for e in equations for v in e.invars] + list(jaxpr.outvars)
-    uses = {v: 0 for v in read if not isinstance(v, Literal)}
-    for v in read:
-        if not isinstance(v, Literal):
-            uses[v] += 1
+    readers = {}
+    for eqn in equations:
+        for v in eqn.invars:
+            if not isinstance(v, Literal):
+                readers.setdefault(v, []).append(eqn)
 
     def value(v):
         return v.val if isinstance(v, Literal) else values[v]
@@ -233,6 +236,13 @@ def _evaluate(
             given.add(v)
             values[v] = lax.optimization_barrier(values[v])
             kept.append(values[v])
+
+    def shared(v):
+        """Say whether several operations read `v`, or what follows from it alone at little cost."""
+        first, *others = readers.get(v, [None])
+        if others or first is None or first.primitive.name in (*ALONE, *EXPENSIVE):
+            return bool(others)
+        return first.primitive.name in CALLS or any(map(shared, first.outvars))
 
     for eqn in equations:
         name, inputs = eqn.primitive.name, [v for v in eqn.invars if not isinstance(v, Literal)]
@@ -251,9 +261,9 @@ def _evaluate(
         values.update(zip(eqn.outvars, results, strict=True))
         if moved:
             moves.update(eqn.outvars)
-        shared = name in EXPENSIVE and uses.get(eqn.outvars[0], 0) > 1
-        for v in eqn.outvars if name in ALONE or shared or name == "optimization_barrier" else []:
-            keep(v)
+        for v in eqn.outvars:
+            if name in (*ALONE, "optimization_barrier") or name in EXPENSIVE and shared(v):
+                keep(v)
     return [value(v) for v in jaxpr.outvars], [v in moves for v in jaxpr.outvars]
 
 
