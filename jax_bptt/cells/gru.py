@@ -122,12 +122,10 @@ def _pointwise_fwd(weights, state, drive, feedback, new_state):
     to_n = (1 - z) * (1 - n * n)
     to_r = to_n * feedback[..., 2, :] * r * (1 - r)
     to_z = (state - n) * z * (1 - z)
-    return jnp.stack([to_r, to_z, to_n * r], axis=-2), to_n, z
+    return jnp.stack([to_r, to_z, to_n * r], axis=-2), jnp.stack([to_r, to_z, to_n], axis=-2), z
 
 
 def _pointwise_bwd(residuals, d_state):
-    to_feedback, to_n, z = residuals
-    d_feedback = d_state[..., None, :] * to_feedback
-    d_n = (d_state * to_n)[..., None, :]
-    d_drive = jnp.concatenate([d_feedback[..., :2, :], d_n], axis=-2)
-    return d_state * z, d_drive, d_feedback
+    to_feedback, to_drive, z = residuals
+    d_gates = d_state[..., None, :]
+    return d_state * z, d_gates * to_drive, d_gates * to_feedback

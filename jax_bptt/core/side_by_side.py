@@ -136,7 +136,7 @@ def _run(loop: Loop, zero: Array) -> _State:
         (carry, output), temporaries = step(state.carry, _at(loop.inputs, i))
         outputs = _put(state.outputs, output, i)
         # The position is overwritten in place, once all that reads it is done.
-        i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry, temporaries))
+        i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry))
         return _State(carry, i, i < index(steps), outputs, temporaries)
 
     position = zero + index(steps - 1 if loop.reverse else 0)
