@@ -1,15 +1,11 @@
 """The exact gradient, blocked over time: the algorithm that the library exists for."""
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from jax_bptt.core import adjoint, primal, side_by_side, trees
+from jax_bptt.core import blocks, primal, side_by_side, trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.types import Algorithm, Cell, GatedStep, PyTree
 
@@ -22,7 +18,8 @@ DRIVE_BYTES = 2 * 2**20
 H = 256 13 % slower (two cores, jax 0.10.2)."""
 
 LARGE = 512
-"""With so many multiplications for an element of a feedback, a CPU keeps what they made."""
+"""Multiplications of recurrent products for an element of their result, H for most cells. From here
+on a CPU keeps what they made, and the batch stays whole: two loops would each read the weights."""
 
 
 def bptt(
@@ -54,6 +51,12 @@ def bptt(
     256 and 128 took 0.99, 1.02 and 1.05, a GRU of H = 512 0.92, 1.01 and 0.91 (two cores, jax
     0.10.2).
 
+    On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
+    H < 512 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
+    0.77, 0.83 and 0.87 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.72, 0.79 and 0.89,
+    the simple network 0.84, 0.81 and 0.94, but all of them 1.3 at H = 1024 (two cores, jax 0.10.2
+    and 0.12). Only cells with a `GatedStep` do so, with one device, and from two blocks on.
+
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
         such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, or
@@ -61,13 +64,18 @@ def bptt(
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
         for a CPU and recurrent products of H >= 512.
+      split_batch: whether the two halves of the first batch axis are run as two loops, side by side
+        where XLA has a core for each; from two blocks on, and where it is differentiated twice not.
+        By default where that is faster, as said above. True asks for a state whose leaves all lead
+        with the batch shape, and sequences that do not depend on each other.
 
     Returns:
       An `Algorithm` for `unroll`.
 
     Raises:
-      ValueError: `block_length` is not a positive integer.
-      TypeError: `recompute` is neither a bool nor None.
+      ValueError: `block_length` is not a positive integer; when it is used, the batch cannot be
+        split and `split_batch` is True.
+      TypeError: `recompute` or `split_batch` is neither a bool nor None.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -81,97 +89,54 @@ def bptt(
         block_length is None or (is_integer(block_length) and block_length > 0),
         f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
     )
-    require(
-        recompute is None or isinstance(recompute, bool),
-        f"bptt: recompute must be True, False or None, got {recompute!r}",
-        TypeError,
-    )
-
-    def forward(cell, together, weights, state, xs, controls):
-        keep = _keeps(cell, weights, state) if recompute is None else not recompute
-        sizes = _sizes(cell, weights, state, xs)
-
-        def block(carry, _, inputs):
-            halves = zip(*(_cut(sizes, t, a) for t, a in ((state, 0), (carry, 0), (inputs, 1))))
-            runs = [primal.forward(cell, weights, s, c, *i, keep=keep) for s, c, i in halves]
-
-            def finish(ends):
-                done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
-                last_state = _join([last_state for last_state, _ in done], 0)
-                states = _join([states for _, (states, _) in done], 1)
-                return last_state, (states, [kept for _, (_, kept) in done])
-
-            return [run.loop for run in runs], finish
-
-        last_state, (states, kept) = _scan_blocks(
-            block, state, None, (xs, controls), _length(cell, weights, xs), together
-        )
-        ys = primal.over_time(cell, cell.readout)(weights, states)
-        return (last_state, ys), (weights, state, xs, controls, states, kept)
-
-    def backward(cell, together, residuals, d_last_state, d_ys):
-        weights, state, xs, controls, states, kept = residuals
-        length, sizes = _length(cell, weights, xs), _sizes(cell, weights, state, xs)
-        firsts = jax.tree.map(
-            lambda s, ss: jnp.concatenate([s[None], ss[length - 1 : -1 : length]]), state, states
+    for name, value in (("recompute", recompute), ("split_batch", split_batch)):
+        require(
+            value is None or isinstance(value, bool),
+            f"bptt: {name} must be True, False or None, got {value!r}",
+            TypeError,
         )
 
-        def block(carry, first, inputs):
-            (d_state, d_start, d_weights), (kept, inputs) = carry, inputs
-            batch_first, time_first = (state, first, d_state), inputs
-            runs = []
-            for (start, first, d_state), (states, xs, controls, d_ys), kept in zip(
-                _cut(sizes, batch_first, 0), _cut(sizes, time_first, 1), kept, strict=True
-            ):
-                prevs = primal.previous_states(start, first, states, controls)
-                runs.append(
-                    adjoint.reverse(cell, weights, prevs, states, xs, controls, d_state, d_ys, kept)
-                )
-
-            def finish(ends):
-                done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
-                d_states, d_parts, d_xs, d_starts = zip(*done, strict=True)
-                total = d_weights
-                for part in d_parts:
-                    total = trees.accumulate(total, part)
-                d_reset = trees.add(d_start, _join(d_starts, 0))
-                return (_join(d_states, 0), d_reset, total), _join(d_xs, 1)
-
-            return [run.loop for run in runs], finish
-
-        zeros = trees.zero_gradient(weights), trees.zero_gradient(state)
-        d_weights, d_start = trees.vary_alike(zeros, residuals)
-        carry = d_last_state, None if controls.reset is None else d_start, d_weights
-        inputs = kept, (states, xs, controls, d_ys)
-        (d_state, d_start, d_weights), d_xs = _scan_blocks(
-            block, carry, firsts, inputs, length, together, reverse=True
-        )
-        if d_start is not None:
-            d_state = trees.add(d_state, d_start)
-        return trees.cast_gradient(d_weights, weights), d_state, d_xs
-
-    def _sizes(cell, weights, state, xs):
-        batch = batch_shape(cell, xs)
-        hindrance = _hindrance(cell, state, batch)
+    def plan(cell, weights, state, xs):
+        steps, batch = jax.tree.leaves(xs)[0].shape[0], batch_shape(cell, xs)
+        length = block_length
+        if length is None:
+            size = primal.drive_bytes(cell, weights, xs)
+            devices = jax.local_device_count()
+            length = automatic_block_length(steps, math.prod(batch), size, devices)
+        large = _has_large_products(cell, weights, state)
+        hindrance = _hindrance(cell, state, xs, batch)
         require(
             not split_batch or hindrance is None,
             f"bptt: split_batch=True, but {hindrance}. Leave split_batch at None.",
         )
-        wanted = _splits(cell, weights, state) if split_batch is None else split_batch
-        if not wanted or hindrance is not None:
-            return None
-        return batch[0] // 2, batch[0] - batch[0] // 2
+        split = split_batch
+        if split is None:
+            split = hindrance is None and not large and _has_idle_core(cell)
+        split = split and length < steps
+        return blocks.Plan(
+            length=max(1, min(length, steps)),
+            keep=_is_cpu() and large if recompute is None else not recompute,
+            parts=(batch[0] // 2, batch[0] - batch[0] // 2) if split else (math.prod(batch[:1]),),
+            together=split,
+        )
 
-    def _length(cell, weights, xs):
-        steps = jax.tree.leaves(xs)[0].shape[0]
-        wanted = block_length
-        if wanted is None:
-            batch = math.prod(batch_shape(cell, xs))
-            size = primal.drive_bytes(cell, weights, xs)
-            wanted = automatic_block_length(steps, batch, size, jax.local_device_count())
-        return max(1, min(wanted, steps))
+    def run(fun, cell, plan, *args):
+        if not plan.together:
+            return fun(cell, plan, *args)
 
-    return Algorithm(side_by_side.differentiable(forward), side_by_side.differentiable(backward))
+        def together(side_by_side, *args):
+            return fun(cell, plan._replace(together=side_by_side), *args)
+
+        return side_by_side.differentiable(together)(*args)
+
+    def forward(cell, weights, state, xs, controls):
+        inputs = weights, state, xs, controls
+        return run(blocks.forward, cell, plan(cell, *inputs[:3]), *inputs)
+
+    def backward(cell, residuals, d_last_state, d_ys):
+        return run(blocks.backward, cell, plan(cell, *residuals[:3]), residuals, d_last_state, d_ys)
+
+    return Algorithm(forward, backward)
 
 
 def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int = 1) -> int:
@@ -197,124 +162,35 @@ def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int
     return min(near, key=lambda k: abs(k - target)) if near else target
 
 
-def _keeps(cell: Cell, weights: PyTree, state: PyTree) -> bool:
-    """Return whether keeping what a block needs takes less time than to compute it again."""
+def _is_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _has_large_products(cell: Cell, weights: PyTree, state: PyTree) -> bool:
+    """Return whether a step's recurrent products do `LARGE` multiplications or more per element."""
     step = cell.step
-    if not isinstance(step, GatedStep) or jax.default_backend() != "cpu":
+    if not isinstance(step, GatedStep):
         return False
     return trees.multiplications(step.mix, weights, state) >= LARGE
 
 
-def _hindrance(cell: Cell, state: PyTree, batch: tuple[int, ...]) -> str | None:
+def _has_idle_core(cell: Cell) -> bool:
+    """Return whether the loop over the steps of a block leaves a core without work."""
+    if not _is_cpu() or jax.local_device_count() > 1:
+        return False
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) > 1 and isinstance(cell.step, GatedStep)
+
+
+def _hindrance(cell: Cell, state: PyTree, xs: PyTree, batch: tuple[int, ...]) -> str | None:
     """Return why the batch cannot be split in halves, or None."""
     if not cell.any_batch:
         return "the cell's functions do not take any batch shape (any_batch is False)"
     if not batch or batch[0] < 2:
-        return f"there is no first batch axis of two sequences or more to split, in shape {batch}"
+        return f"the batch shape {batch} has no first axis of two sequences or more"
     shapes = [s.shape for s in jax.tree.leaves(state)]
     if any(shape[: len(batch)] != batch for shape in shapes):
-        return f"the state has leaves that do not lead with the batch shape {batch}: {shapes}"
-    if any(trees.varying(s) for s in jax.tree.leaves(state)):
-        return "inside jax.shard_map the devices have a core each already"
+        return f"not all leaves of the state lead with the batch shape {batch}: {shapes}"
+    if any(map(trees.varying, jax.tree.leaves((state, xs)))):
+        return "inside jax.shard_map each device has a part of the batch already"
     return None
-
-
-def _splits(cell: Cell, weights: PyTree, state: PyTree) -> bool:
-    """Return whether two halves of the batch side by side take less time than the whole of it."""
-    if jax.default_backend() != "cpu" or jax.local_device_count() > 1 or _cores() < 2:
-        return False
-    return isinstance(cell.step, GatedStep)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cut(sizes: tuple[int, ...] | None, tree: PyTree, axis: int) -> list[PyTree]:
-    """Cut every leaf of `tree` into parts of the given sizes along an axis; None for one part."""
-    if sizes is None:
-        return [tree]
-    ends = list(itertools.accumulate(sizes))
-    return [
-        jax.tree.map(lambda a: lax.slice_in_dim(a, end - size, end, axis=axis), tree)
-        for size, end in zip(sizes, ends, strict=True)
-    ]
-
-
-def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
-    """Undo `_cut`."""
-    if len(parts) == 1:
-        return parts[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
-
-
-def _scan_blocks(
-    block: Callable,
-    carry: PyTree,
-    per_block: PyTree,
-    per_step: PyTree,
-    length: int,
-    together: bool,
-    reverse: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """Scan over blocks of `length` steps.
-
-    Args:
-      block: `(carry, per_block, per_step) -> (loops, finish)`, of one block: loops that do not
-        depend on each other, and a function of their ends that returns (carry, outputs). The
-        leading axis of `per_step` and outputs is the block's length.
-      carry: what passes from block to block.
-      per_block: pytree with a leading axis of ceil(T / length).
-      per_step: pytree with a leading axis of T.
-      length: in steps, at least 1. A remainder of T makes one shorter block at the end.
-      together: whether loops of a block may run side by side.
-      reverse: whether to go from the last block to the first.
-
-    Returns:
-      The final carry and the outputs of all steps, in time order whatever the direction.
-    """
-    steps = jax.tree.leaves(per_step)[0].shape[0]
-    blocks, rest = divmod(steps, length)
-
-    def run(carry, per_block, per_step):
-        loops, finish = block(carry, per_block, per_step)
-        return finish([side_by_side.scan(loop) for loop in loops])
-
-    def advance(carry, inputs):
-        carry, tickets = carry
-        loops, finish = block(carry, *inputs)
-        if together and len(loops) > 1:
-            ends, tickets = side_by_side.scans(loops, tickets)
-        else:
-            ends = [side_by_side.scan(loop) for loop in loops]
-        carry, outputs = finish(ends)
-        return (carry, tickets), outputs
-
-    if steps <= length:
-        return run(carry, jax.tree.map(lambda a: a[0], per_block), per_step)
-
-    def whole(carry):
-        def cut(a):
-            return a[: blocks * length].reshape(blocks, length, *a.shape[1:])
-
-        inputs = jax.tree.map(lambda a: a[:blocks], per_block), jax.tree.map(cut, per_step)
-        carry = carry, side_by_side.tickets()
-        (carry, _), outputs = lax.scan(advance, carry, inputs, reverse=reverse)
-        return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
-
-    def remainder(carry):
-        last = jax.tree.map(lambda a: a[blocks], per_block)
-        return run(carry, last, jax.tree.map(lambda a: a[blocks * length :], per_step))
-
-    if rest == 0:
-        return whole(carry)
-    if reverse:
-        carry, tail = remainder(carry)
-        carry, head = whole(carry)
-    else:
-        carry, head = whole(carry)
-        carry, tail = remainder(carry)
-    return carry, jax.tree.map(lambda h, t: jnp.concatenate([h, t]), head, tail)

@@ -40,7 +40,7 @@ ALONE = "dot_general", "concatenate"
 """Operations that XLA fuses with no other on a CPU: what they read and make is kept in memory."""
 
 EXPENSIVE = "tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "erf", "sin", "cos", "pow"
-"""Operations that XLA does not compute twice: what several others read of them is kept in memory."""
+"""Operations that XLA does not compute twice: what several others read of one is kept in memory."""
 
 CALLS = "jit", "closed_call", "custom_jvp_call", "custom_vjp_call"
 """Operations that are a function of their own, to be looked into."""
@@ -96,22 +96,18 @@ def _hand_out(gate: Array, tickets: list[Array]) -> list[Array]:
 
 
 def differentiable(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Return `fun(cell, True, *args)` as a function of (cell, *args).
+    """Return `fun(True, *args)` as a function of `args` that JAX can differentiate.
 
-    The second argument of `fun` says whether loops may run side by side, as while loops, through
-    which JAX has no reverse mode; where it is differentiated, they run as scans.
+    The first argument of `fun` says whether loops may run side by side, as while loops, through
+    which JAX has no reverse mode. Where it is differentiated, they run as scans.
     """
+    together = jax.custom_jvp(functools.partial(fun, True))
 
-    def run(cell, *args):
-        together = jax.custom_jvp(functools.partial(fun, cell, True))
+    @together.defjvp
+    def jvp(primals, tangents):
+        return jax.jvp(functools.partial(fun, False), primals, tangents)
 
-        @together.defjvp
-        def jvp(primals, tangents):
-            return jax.jvp(functools.partial(fun, cell, False), primals, tangents)
-
-        return together(*args)
-
-    return run
+    return together
 
 
 class _State(NamedTuple):
