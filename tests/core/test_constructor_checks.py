@@ -24,10 +24,11 @@ def test_block_length(block_length):
     check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
 
 
-@pytest.mark.parametrize("recompute", [0, 1.0, "no"])
-def test_recompute(recompute):
-    pieces = "bptt: recompute must be True, False or None", repr(recompute)
-    check(lambda: jb.bptt(recompute=recompute), TypeError, *pieces)
+@pytest.mark.parametrize("name", ["recompute", "split_batch"])
+@pytest.mark.parametrize("value", [0, 1.0, "no"])
+def test_flags_of_bptt(name, value):
+    pieces = f"bptt: {name} must be True, False or None", repr(value)
+    check(lambda: jb.bptt(**{name: value}), TypeError, *pieces)
 
 
 CONSTRUCTORS = [jb.elman, jb.lstm, jb.gru, jb.gru_reset_before, jb.lstm_peephole, jb.mgu, jb.ugrnn]

@@ -1,0 +1,165 @@
+"""Loops side by side do what scans do, and run where they are said to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.core import side_by_side
+from tests.core.jaxprs import equations
+from tests.core.messages import check
+from tests.registry import split_where_possible
+
+I, H, B, T = 2, 5, 4, 6  # noqa: E741 - the axis letters of the package
+
+
+def _step(w, carry, inputs):
+    """Everything a loop may carry and emit: floats, integers, keys, what is read twice."""
+    (h, count, key), (x, move) = carry, inputs
+    key, now = jax.random.split(key)
+    gate = jnp.tanh(h @ w + x)
+    noise = jax.random.bernoulli(now, 0.5, h.shape)
+    new = jnp.where(move, jnp.where(noise, gate * (1 - gate) + h, gate), h)
+    return (new, count + 1, key), (new, count, jnp.concatenate([gate, h]))
+
+
+def _loops(w, reverse):
+    rng = np.random.default_rng(0)
+
+    def loop(seed):
+        carry = jnp.asarray(rng.normal(size=(3, H))), jnp.int32(seed), jax.random.key(seed)
+        inputs = jnp.asarray(rng.normal(size=(T, 3, H))), jnp.arange(T) % 3 != 1
+        return side_by_side.Loop(functools.partial(_step, w), carry, inputs, reverse)
+
+    return [loop(1), loop(2)]
+
+
+def _same(got, wanted):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = map(jax.random.key_data, (a, b))
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_do_what_scan_does(reverse):
+    w = np.random.default_rng(1).normal(size=(H, H))
+    ends, tickets = jax.jit(
+        lambda w: side_by_side.scans(_loops(w, reverse), side_by_side.tickets())
+    )(w)
+    _same(ends, [side_by_side.scan(loop) for loop in _loops(w, reverse)])
+    assert [int(t) for t in tickets] == list(range(side_by_side.TICKETS)), "handed on unchanged"
+
+
+def test_scans_can_be_mapped():
+    ws = np.random.default_rng(1).normal(size=(3, H, H))
+
+    def run(w):
+        return side_by_side.scans(_loops(w, False), side_by_side.tickets())[0]
+
+    _same(jax.jit(jax.vmap(run))(ws), [*map(_stacked, zip(*map(run, ws), strict=True))])
+    loops = [e for e in equations(jax.make_jaxpr(jax.vmap(run))(ws).jaxpr) if _is_while(e)]
+    assert all(e.params["cond_jaxpr"].out_avals[0].shape == () for e in loops)
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _is_while(eqn):
+    return eqn.primitive.name == "while"
+
+
+def _traced(cell, algorithm, batch=B, steps=T):
+    params = cell.init(jax.random.key(0))
+
+    def loss(params, xs):
+        return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+    return jax.make_jaxpr(jax.grad(loss))(params, np.ones((steps, batch, I)))
+
+
+def _splits(*args, **kwargs):
+    return any(_is_while(e) for e in equations(_traced(*args, **kwargs).jaxpr))
+
+
+@pytest.fixture
+def one_device_two_cores(monkeypatch):
+    monkeypatch.setattr("jax.local_device_count", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+def test_a_gated_cell_splits_the_batch_by_default(one_device_two_cores):
+    lstm = jb.lstm(input_size=I, hidden_size=H)
+    algorithm = jb.bptt(block_length=2)
+    assert _splits(lstm, algorithm)
+    assert not _splits(lstm, jb.bptt(block_length=2, split_batch=False))
+    assert not _splits(lstm, algorithm, batch=1), "nothing to split"
+    assert not _splits(lstm, algorithm, steps=2), "a single block"
+    assert not _splits(jb.gru_reset_before(input_size=I, hidden_size=H), algorithm), "no gated step"
+
+
+def test_large_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
+    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", H)
+    assert not _splits(jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2))
+    assert _splits(jb.lstm(input_size=I, hidden_size=H - 1), jb.bptt(block_length=2))
+
+
+def test_without_a_second_core_the_batch_stays_whole(one_device_two_cores, monkeypatch):
+    lstm, algorithm = jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert not _splits(lstm, algorithm)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("jax.local_device_count", lambda: 2)
+    assert not _splits(lstm, algorithm), "each device has a core already"
+
+
+def test_the_registry_s_rows_are_split():
+    assert _splits(jb.gru(input_size=I, hidden_size=H), split_where_possible(block_length=2))
+
+
+def test_an_odd_batch_is_split_unevenly():
+    cell = jb.gru(input_size=I, hidden_size=H)
+    params, xs = cell.init(jax.random.key(0)), np.random.default_rng(0).normal(size=(T, 5, I))
+
+    def gradient(**options):
+        def loss(params, xs):
+            algorithm = jb.bptt(block_length=2, **options)
+            return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+        return jax.jit(jax.grad(loss, (0, 1)))(params, xs)
+
+    whole, halves = (gradient(split_batch=split) for split in (False, True))
+    for a, b in zip(*map(jax.tree.leaves, (whole, halves)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def _gradients(cell, batch_shape):
+    params, xs = cell.init(jax.random.key(0)), np.ones((T, *batch_shape, I))
+    return lambda: jb.unroll(cell, params, xs, algorithm=jb.bptt(block_length=2, split_batch=True))
+
+
+@pytest.mark.parametrize("batch_shape", [(), (1,), (1, 3)])
+def test_a_batch_without_halves_is_an_error(batch_shape):
+    cell = jb.lstm(input_size=I, hidden_size=H)
+    pieces = "bptt: split_batch=True, but the batch shape", str(batch_shape), "split_batch at None"
+    check(_gradients(cell, batch_shape), ValueError, *pieces)
+
+
+def test_a_cell_without_a_free_batch_is_an_error():
+    cell = jb.lstm(input_size=I, hidden_size=H)._replace(any_batch=False)
+    check(_gradients(cell, (B,)), ValueError, "split_batch=True", "any_batch is False")
+
+
+def test_a_state_without_the_batch_is_an_error():
+    plain = jb.elman(input_size=I, hidden_size=H)
+    cell = plain._replace(
+        initial_state=lambda params, batch: (plain.initial_state(params, batch), jnp.int32(0)),
+        step=lambda w, state, drive: (plain.step(w, state[0], drive), state[1] + 1),
+        readout=lambda w, state: plain.readout(w, state[0]),
+    )
+    check(_gradients(cell, (B,)), ValueError, "not all leaves of the state", f"({B},)", "()")
