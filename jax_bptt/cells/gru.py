@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jax_bptt.cells import parts
@@ -122,10 +123,12 @@ def _pointwise_fwd(weights, state, drive, feedback, new_state):
     to_n = (1 - z) * (1 - n * n)
     to_r = to_n * feedback[..., 2, :] * r * (1 - r)
     to_z = (state - n) * z * (1 - z)
-    return jnp.stack([to_r, to_z, to_n * r], axis=-2), jnp.stack([to_r, to_z, to_n], axis=-2), z
+    return jnp.stack([to_r, to_z, to_n], axis=-2), r, z
 
 
 def _pointwise_bwd(residuals, d_state):
-    to_feedback, to_drive, z = residuals
-    d_gates = d_state[..., None, :]
-    return d_state * z, d_gates * to_drive, d_gates * to_feedback
+    to_drive, r, z = residuals
+    d_drive = d_state[..., None, :] * to_drive
+    # A choice, not a concatenation, which XLA does not vectorise.
+    candidate = np.arange(3)[:, None] == 2
+    return d_state * z, d_drive, jnp.where(candidate, d_drive * r[..., None, :], d_drive)
