@@ -28,6 +28,9 @@ from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.side_by_side import Loop
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
+LEFT = 384
+"""With so many multiplications for an element of a feedback, the weights are better on the left."""
+
 
 class Linearization(NamedTuple):
     """A step's derivative along a stretch of K states.
@@ -114,12 +117,8 @@ def _linearize_gated(
     else:
         shapes = jax.eval_shape(functools.partial(map_residuals, step), weights, *args)
         residuals = jax.tree.unflatten(jax.tree.structure(shapes), kept)
-    # A single row times a matrix is no product of matrices: XLA reads the matrix along its rows
-    # as it lies, and a transposed one element by element (B = 1, H = 128: 3 against 70 us a step).
-    rows = max(math.prod(s.shape[1:-1]) for s in jax.tree.leaves(states))
-    transposed = trees.transposed_layout(weights) if rows > 1 else lambda: weights
-
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args[:3])
+    pull_state = _pull_state(step, weights, first[0])
     in_pointwise = any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *first)[0]))
     # Emitted where they arise: to make them again from the lambdas costs a pass over memory (an
     # LSTM's gradient is 4 % faster at H = 128 and 256). A cell that reads drive + feedback has one
@@ -130,8 +129,7 @@ def _linearize_gated(
     def transpose(residual, d_state):
         prev, residual = residual
         d_prev, d_drive, d_feedback = bwd(residual, d_state)
-        _, pull = trees.inexact_vjp(lambda s: step.mix(transposed(), s), prev)
-        d_prev = trees.add(d_prev, pull(d_feedback)[0])
+        d_prev = trees.add(d_prev, pull_state(prev, d_feedback))
         return d_prev, (d_state if in_pointwise else None, None if alike else d_drive, d_feedback)
 
     def accumulate(emitted):
@@ -146,6 +144,29 @@ def _linearize_gated(
 
     # `prev` travels with the residuals to give the transpose of `mix` a shape; none of it is read.
     return Linearization((prevs, residuals), transpose, accumulate)
+
+
+def _pull_state(step: GatedStep, weights: PyTree, state: PyTree) -> Callable[..., PyTree]:
+    """Return `(state, d_feedback) -> d_state`, the transpose of `mix`, as is best in a loop.
+
+    It is a product with transposed weights, of which XLA on a CPU makes the most in three ways:
+
+    - a single row: the weights as they lie. For a transposed matrix it reads element by element
+      (H = 128: 3 against 70 us a step);
+    - up to some 256 units: a transposed copy of the weights, made ahead of the loop;
+    - beyond: the weights on the left, as they lie. On the right they are laid out anew in every
+      step (an LSTM's product of 64 rows at H = 1024: 2.1 ms, with a transposed copy 3.0 to 3.9;
+      16 rows at H = 384: 0.10 against 0.14 ms; two cores, jax 0.10.2 and 0.12).
+    """
+    rows = max(math.prod(s.shape[:-1]) for s in jax.tree.leaves(state))
+    large = trees.multiplications(step.mix, weights, state) >= LEFT
+    given = (lambda: weights) if rows == 1 or large else trees.transposed_layout(weights)
+
+    def pull_state(state, d_feedback):
+        _, pull = trees.inexact_vjp(lambda s: step.mix(given(), s), state)
+        return pull(d_feedback)[0]
+
+    return trees.exchange_operands(pull_state) if rows > 1 and large else pull_state
 
 
 def reverse_loop(

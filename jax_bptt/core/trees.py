@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Literal
 
 from jax_bptt.core.types import PyTree
 
@@ -142,6 +143,49 @@ def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def exchange_operands(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return `fun` with its matrix products a b computed as (b^T a^T)^T.
+
+    XLA on a CPU lays out the right operand of a product anew at every call, and reads the left one
+    as it lies: the larger of the two is better on the left.
+    """
+
+    def run(*args):
+        closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+        jaxpr = closed.jaxpr
+        values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        values.update(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
+
+        def read(v):
+            return v.val if isinstance(v, Literal) else values[v]
+
+        for eqn in jaxpr.eqns:
+            operands = list(map(read, eqn.invars))
+            params = eqn.primitive.get_bind_params(eqn.params)
+            if eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][1][0]:
+                results = [_exchanged_product(operands[0], operands[1], params)]
+            else:
+                results = eqn.primitive.bind(*operands, **params)
+                results = results if eqn.primitive.multiple_results else [results]
+            values.update(zip(eqn.outvars, results, strict=True))
+        return jax.tree.unflatten(jax.tree.structure(shape), map(read, jaxpr.outvars))
+
+    return run
+
+
+def _exchanged_product(a: Any, b: Any, params: dict[str, Any]) -> Any:
+    (axes_a, axes_b), batch = params["dimension_numbers"]
+    product = lax.dot_general(
+        b,
+        a,
+        ((axes_b, axes_a), batch),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    free = b.ndim - len(axes_b)
+    return jnp.moveaxis(product, range(free), range(-free, 0))
 
 
 def varying(leaf: Any) -> frozenset:
