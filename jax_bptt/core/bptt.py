@@ -53,8 +53,8 @@ def bptt(
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
     H < 512 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
-    0.77, 0.83 and 0.87 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.72, 0.79 and 0.89,
-    the simple network 0.84, 0.81 and 0.94, but all of them 1.3 at H = 1024 (two cores, jax 0.10.2
+    0.77, 0.85 and 0.89 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.71, 0.78 and 0.90,
+    the simple network 0.86, 0.81 and 0.94, but all of them 1.3 at H = 1024 (two cores, jax 0.10.2
     and 0.12). Only cells with a `GatedStep` do so, with one device, and from two blocks on.
 
     Args:
