@@ -22,6 +22,11 @@ LARGE = 512
 on a CPU keeps what they made, and the batch stays whole: two loops would each read the weights."""
 
 
+SMALL = 2**16
+"""Multiplications of the recurrent products of a step, all of the batch, up to which a loop is too
+short to be worth a second one: a simple network of H = 64 takes 1.3 of the time at B = 8."""
+
+
 def bptt(
     *,
     block_length: int | None = None,
@@ -54,8 +59,10 @@ def bptt(
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
     H < 512 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
     0.77, 0.85 and 0.89 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.71, 0.78 and 0.90,
-    the simple network 0.86, 0.81 and 0.94, but all of them 1.3 at H = 1024 (two cores, jax 0.10.2
-    and 0.12). Only cells with a `GatedStep` do so, with one device, and from two blocks on.
+    the simple network 0.86 and 0.81 at the first two, but all of them 1.3 at H = 1024 (two cores,
+    jax 0.10.2 and 0.12). Only cells with a `GatedStep` do so, with one device, more than 2^16
+    multiplications in a step's recurrent products (B H^2 of a simple network), and from two blocks
+    on.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
@@ -111,7 +118,7 @@ def bptt(
         )
         split = split_batch
         if split is None:
-            split = hindrance is None and not large and _has_idle_core(cell)
+            split = hindrance is None and not large and _has_idle_core(cell, weights, state)
         split = split and length < steps
         return blocks.Plan(
             length=max(1, min(length, steps)),
@@ -174,12 +181,16 @@ def _has_large_products(cell: Cell, weights: PyTree, state: PyTree) -> bool:
     return trees.multiplications(step.mix, weights, state) >= LARGE
 
 
-def _has_idle_core(cell: Cell) -> bool:
-    """Return whether the loop over the steps of a block leaves a core without work."""
-    if not _is_cpu() or jax.local_device_count() > 1:
-        return False
+def _has_idle_core(cell: Cell, weights: PyTree, state: PyTree) -> bool:
+    """Return whether the loop over the steps of a block leaves a core without work worth having."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (cores or 1) > 1 and isinstance(cell.step, GatedStep)
+    if not _is_cpu() or jax.local_device_count() > 1 or (cores or 1) < 2:
+        return False
+    if not isinstance(cell.step, GatedStep):
+        return False
+    feedback = jax.tree.leaves(jax.eval_shape(cell.step.mix, weights, state))
+    each = trees.multiplications(cell.step.mix, weights, state)
+    return each * sum(f.size for f in feedback) > SMALL
 
 
 def _hindrance(cell: Cell, state: PyTree, xs: PyTree, batch: tuple[int, ...]) -> str | None:

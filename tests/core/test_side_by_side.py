@@ -91,6 +91,15 @@ def _splits(*args, **kwargs):
 def one_device_two_cores(monkeypatch):
     monkeypatch.setattr("jax.local_device_count", lambda: 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("jax_bptt.core.bptt.SMALL", 0)
+
+
+def test_small_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
+    lstm, algorithm = jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2)
+    monkeypatch.setattr("jax_bptt.core.bptt.SMALL", B * H * 4 * H - 1)
+    assert _splits(lstm, algorithm)
+    monkeypatch.setattr("jax_bptt.core.bptt.SMALL", B * H * 4 * H)
+    assert not _splits(lstm, algorithm)
 
 
 def test_a_gated_cell_splits_the_batch_by_default(one_device_two_cores):
