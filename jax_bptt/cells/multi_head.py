@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.cells.reparametrized import recurrent_matrices
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs, trees
 from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.types import Cell, GatedStep, identity
 
@@ -95,7 +95,7 @@ def _by_head(cell: Cell, step: GatedStep, size: int, heads: int):
         return params, cell.initial_state(params, ())
 
     weights, state = jax.eval_shape(specs)
-    read = jax.tree.leaves(trees.used_leaves(step.mix, weights, state))
+    read = jax.tree.leaves(jaxprs.used_leaves(step.mix, weights, state))
     is_w_s = jax.tree.leaves((_marked(weights), jax.tree.map(lambda _: False, state)))
 
     def axis(leaf, read, is_w_s):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs, trees
 from jax_bptt.core.primal import Run, map_residuals, over_time, pair
 from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.side_by_side import Loop
@@ -119,12 +119,12 @@ def _linearize_gated(
         residuals = jax.tree.unflatten(jax.tree.structure(shapes), kept)
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args[:3])
     pull_state = _pull_state(step, weights, first[0])
-    in_pointwise = any(jax.tree.leaves(trees.used_leaves(step.pointwise, weights, *first)[0]))
+    in_pointwise = any(jax.tree.leaves(jaxprs.used_leaves(step.pointwise, weights, *first)[0]))
     # Emitted where they arise: to make them again from the lambdas costs a pass over memory (an
     # LSTM's gradient is 4 % faster at H = 128 and 256). A cell that reads drive + feedback has one
     # array for both, which is emitted once.
     d_states = trees.partition(states)[0]
-    alike = trees.same_arrays(jax.vmap(lambda *args: bwd(*args)[1:]), residuals, d_states)
+    alike = jaxprs.same_arrays(jax.vmap(lambda *args: bwd(*args)[1:]), residuals, d_states)
 
     def transpose(residual, d_state):
         prev, residual = residual
@@ -159,24 +159,24 @@ def _pull_state(step: GatedStep, weights: PyTree, state: PyTree) -> Callable[...
       16 rows at H = 384: 0.10 against 0.14 ms; two cores, jax 0.10.2 and 0.12).
     """
     rows = max(math.prod(s.shape[:-1]) for s in jax.tree.leaves(state))
-    large = trees.multiplications(step.mix, weights, state) >= LEFT
+    large = jaxprs.multiplications(step.mix, weights, state) >= LEFT
     given = (lambda: weights) if rows == 1 or large else trees.transposed_layout(weights)
 
     def pull_state(state, d_feedback):
         _, pull = trees.inexact_vjp(lambda s: step.mix(given(), s), state)
         return pull(d_feedback)[0]
 
-    return trees.exchange_operands(pull_state) if rows > 1 and large else pull_state
+    return jaxprs.exchange_operands(pull_state) if rows > 1 and large else pull_state
 
 
-def reverse_loop(
+def reverse_run(
     linearization: Linearization,
     d_state: PyTree,
     d_states: PyTree,
     controls: Controls,
     lambdas: bool = False,
-) -> Loop:
-    """Return the loop lambda_{t-1} = J_t^T lambda_t + g_{t-1}, from a stretch's last step back.
+) -> Run:
+    """Return the run lambda_{t-1} = J_t^T lambda_t + g_{t-1}, from a stretch's last step back.
 
     Where the state was held, lambda passes by the step; where it was reset, lambda goes to the
     start of the sequence and no further back.
@@ -189,33 +189,46 @@ def reverse_loop(
       lambdas: whether to return them too.
 
     Returns:
-      A loop that ends with ((d_state, d_start), (lambdas, emitted)): what reaches s_0 of the
-      stretch; what reaches the start by resets, or None without any; lambda_1..lambda_K stacked,
-      zero where the state was held, or None; what the steps emitted, stacked.
+      A run whose result is (d_state, d_start, lambdas, emitted): what reaches s_0 of the stretch;
+      what reaches the start by resets, or None without any; lambda_1..lambda_K stacked, zero where
+      the state was held, or None; what the steps emitted, stacked.
     """
+    reset, stays = controls.reset, None
+    # A step heeds the reset that follows it, as it adds g, rather than its own, which would be one
+    # more pass over its result.
+    if reset is not None:
+        stays = ~jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
 
-    def retreat(carry, inputs):
-        d_state, d_start = carry
-        residual, g, controls = inputs
-        d_state = lax.optimization_barrier(trees.add(d_state, g))
-        if controls.advance is None:
+    def retreat(d_state, inputs):
+        residual, g, advance, stays = inputs
+        if stays is not None:
+            d_state = select(stays, d_state)
+        d_state = jax.tree.map(
+            lambda d, g: d if d is None or g is None else lax.optimization_barrier(d + g),
+            d_state,
+            g,
+            is_leaf=lambda d: d is None,
+        )
+        if advance is None:
             through = d_state
             d_prev, emitted = linearization.transpose(residual, through)
         else:
-            through = select(controls.advance, d_state)
-            past = select(~controls.advance, d_state)
+            through = select(advance, d_state)
+            past = select(~advance, d_state)
             d_prev, emitted = linearization.transpose(residual, through)
             d_prev = trees.add(d_prev, past)
-        if controls.reset is not None:
-            d_start = trees.add(d_start, select(controls.reset, d_prev))
-            d_prev = select(~controls.reset, d_prev)
-        return (d_prev, d_start), (through if lambdas else None, emitted)
+        d_prevs = None if stays is None else d_prev
+        return d_prev, (through if lambdas else None, d_prevs, emitted)
 
-    d_start = None
-    if controls.reset is not None:
-        d_start = trees.vary_alike(jax.tree.map(jnp.zeros_like, d_state), (d_state, controls))
-    inputs = linearization.residuals, d_states, controls
-    return Loop(retreat, (d_state, d_start), inputs, reverse=True)
+    def finish(end):
+        d_state, (throughs, d_prevs, emitted) = end
+        if reset is None:
+            return d_state, None, throughs, emitted
+        d_start = jax.tree.map(lambda d: d.sum(0), select(reset, d_prevs))
+        return select(~reset[0], d_state), d_start, throughs, emitted
+
+    inputs = linearization.residuals, d_states, controls.advance, stays
+    return Run(Loop(retreat, d_state, inputs, reverse=True), finish)
 
 
 def readout_gradient(
@@ -227,7 +240,7 @@ def readout_gradient(
     """
     if d_ys is None:
         return None, jax.tree.map(lambda s: None, states)
-    used = trees.used_leaves(over_time(cell, cell.readout), weights, states)
+    used = jaxprs.used_leaves(over_time(cell, cell.readout), weights, states)
     _, pull = trees.inexact_vjp(over_time(cell, cell.readout), weights, states)
     return jax.tree.map(
         lambda d, read: d if read else None, pull(d_ys), used, is_leaf=lambda x: x is None
@@ -266,8 +279,10 @@ def reverse(
     linearization = linearize(cell, weights, prevs, states, drives, kept)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
 
+    run = reverse_run(linearization, d_state, d_states, controls)
+
     def finish(end):
-        (d_state, d_start), (_, emitted) = end
+        d_state, d_start, _, emitted = run.finish(end)
         d_step, d_drives = linearization.accumulate(emitted)
         d_project, d_xs = pull_project(d_drives)
         d_weights = trees.add(d_step, d_project)
@@ -275,7 +290,7 @@ def reverse(
             d_weights = trees.add(d_weights, d_readout)
         return d_state, d_weights, d_xs, d_start
 
-    return Run(reverse_loop(linearization, d_state, d_states, controls), finish)
+    return Run(run.loop, finish)
 
 
 def contribution_terms(

@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from jax_bptt.core import blocks, primal, side_by_side, trees
+from jax_bptt.core import blocks, jaxprs, primal, side_by_side, trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.types import Algorithm, Cell, GatedStep, PyTree
 
@@ -178,7 +178,7 @@ def _has_large_products(cell: Cell, weights: PyTree, state: PyTree) -> bool:
     step = cell.step
     if not isinstance(step, GatedStep):
         return False
-    return trees.multiplications(step.mix, weights, state) >= LARGE
+    return jaxprs.multiplications(step.mix, weights, state) >= LARGE
 
 
 def _has_idle_core(cell: Cell, weights: PyTree, state: PyTree) -> bool:
@@ -189,7 +189,7 @@ def _has_idle_core(cell: Cell, weights: PyTree, state: PyTree) -> bool:
     if not isinstance(cell.step, GatedStep):
         return False
     feedback = jax.tree.leaves(jax.eval_shape(cell.step.mix, weights, state))
-    each = trees.multiplications(cell.step.mix, weights, state)
+    each = jaxprs.multiplications(cell.step.mix, weights, state)
     return each * sum(f.size for f in feedback) > SMALL
 
 

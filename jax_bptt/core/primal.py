@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs, trees
 from jax_bptt.core.sequence import Controls
 from jax_bptt.core.side_by_side import Loop, scan
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
@@ -111,7 +111,7 @@ def _needs_products(
     """Return whether the residuals of `step` depend on a drive or a feedback."""
     drive = _drive(cell, weights, xs)
     feedback = jax.eval_shape(step.mix, weights, state)
-    used = trees.used_leaves(pair(step)[0], weights, state, drive, feedback, state)
+    used = jaxprs.used_leaves(pair(step)[0], weights, state, drive, feedback, state)
     return any(jax.tree.leaves(used[2:4]))
 
 

@@ -18,6 +18,7 @@ None of it changes a result, nor more than the time where an executor works othe
 0.10 and 0.12: half the time of a loop (LSTM, B = 32, H = 128, two cores).
 """
 
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr
 
+from jax_bptt.core import jaxprs
 from jax_bptt.core.types import PyTree
 
 INDEX = jnp.uint32
@@ -41,9 +43,6 @@ ALONE = "dot_general", "concatenate"
 
 EXPENSIVE = "tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "erf", "sin", "cos", "pow"
 """Operations that XLA does not compute twice: what several others read of one is kept in memory."""
-
-CALLS = "jit", "closed_call", "custom_jvp_call", "custom_vjp_call"
-"""Operations that are a function of their own, to be looked into."""
 
 
 class Loop(NamedTuple):
@@ -173,7 +172,7 @@ def _zero(i: Array) -> Array:
 
 def _bits(scalar: Array) -> Array:
     """Return something of a scalar as an index, by an operation that XLA does not see through."""
-    if jnp.issubdtype(scalar.dtype, jax.dtypes.prng_key):
+    if _is_key(scalar):
         scalar = jax.random.key_data(scalar).reshape(-1)[0]
     if jnp.issubdtype(scalar.dtype, jnp.complexfloating):
         scalar = scalar.real
@@ -194,80 +193,67 @@ def _put(tree: PyTree, entry: PyTree, i: Array) -> PyTree:
 
 
 def _keep(fun: Callable[..., PyTree]) -> Callable[..., tuple[PyTree, list[Array]]]:
-    """Return `fun` with a second result: what XLA keeps in memory on the way.
+    """Return `fun(carry, inputs)` with a second result: what XLA keeps in memory on the way."""
 
-    See `ALONE` and `EXPENSIVE`; and the results of barriers, which are there to be kept.
-    """
+    def run(carry, inputs):
+        closed, shape = jax.make_jaxpr(jaxprs.inline(fun), return_shape=True)(carry, inputs)
+        wanted = _temporaries(closed.jaxpr, closed.jaxpr.invars[: len(jax.tree.leaves(carry))])
+        kept = []
 
-    def run(*args):
-        closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-        leaves, kept = jax.tree.leaves(args), []
-        moving = [True] * len(leaves)
-        out, _ = _evaluate(closed.jaxpr, closed.consts, leaves, moving, kept)
-        return jax.tree.unflatten(jax.tree.structure(shape), out), kept
+        def compute(eqn, operands):
+            results = jaxprs.bind(eqn, operands)
+            for k, v in enumerate(eqn.outvars):
+                if v in wanted:
+                    results[k] = lax.optimization_barrier(results[k])
+                    kept.append(results[k])
+            return results
+
+        leaves = jax.tree.leaves((carry, inputs))
+        results = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, compute)
+        return jax.tree.unflatten(jax.tree.structure(shape), results), kept
 
     return run
 
 
-def _evaluate(
-    jaxpr: Any, consts: list[Any], args: list[Any], moving: list[bool], kept: list[Array]
-) -> tuple[list[Any], list[bool]]:
-    """Evaluate `jaxpr`, appending to `kept`; `moving` says what differs from step to step."""
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    given = set(values)
-    moves = {v for v, moved in zip(jaxpr.invars, moving, strict=True) if moved}
-    equations = _live(jaxpr)
-    readers = {}
+def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> set[Any]:
+    """Return which variables of a step XLA keeps in memory, among those that differ by the step.
+
+    They are what `ALONE` reads and makes; what is `EXPENSIVE` and read more than once; the results
+    of barriers, which are there to be kept. And what is made of the carry at little cost and read
+    more than once: made twice, it would be another reader of what is overwritten meanwhile.
+    """
+    equations = jaxprs.live(jaxpr)
+    readers = collections.defaultdict(list)
     for eqn in equations:
-        for v in eqn.invars:
-            if not isinstance(v, Literal):
-                readers.setdefault(v, []).append(eqn)
-
-    def value(v):
-        return v.val if isinstance(v, Literal) else values[v]
-
-    def keep(v):
-        if v in moves and v not in given:
-            given.add(v)
-            values[v] = lax.optimization_barrier(values[v])
-            kept.append(values[v])
+        for v in jaxprs.variables(eqn.invars):
+            readers[v].append(eqn)
 
     def shared(v):
         """Say whether several operations read `v`, or what follows from it alone at little cost."""
-        first, *others = readers.get(v, [None])
-        if others or first is None or first.primitive.name in (*ALONE, *EXPENSIVE):
-            return bool(others)
-        return first.primitive.name in CALLS or any(map(shared, first.outvars))
+        if len(readers[v]) != 1:
+            return len(readers[v]) > 1
+        (reader,) = readers[v]
+        if reader.primitive.name in (*ALONE, *EXPENSIVE):
+            return False
+        return any(map(shared, reader.outvars))
 
+    moving, carried, kept = set(jaxpr.invars), set(carry), set()
     for eqn in equations:
-        name, inputs = eqn.primitive.name, [v for v in eqn.invars if not isinstance(v, Literal)]
-        moved = bool(moves & set(inputs))
-        if name in CALLS:
-            inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-            flags = [not isinstance(v, Literal) and v in moves for v in eqn.invars]
-            arguments = [value(v) for v in eqn.invars]
-            results, _ = _evaluate(inner.jaxpr, inner.consts, arguments, flags, kept)
-        else:
-            for v in inputs if name in ALONE else []:
-                keep(v)
-            params = eqn.primitive.get_bind_params(eqn.params)
-            results = eqn.primitive.bind(*map(value, eqn.invars), **params)
-            results = results if eqn.primitive.multiple_results else [results]
-        values.update(zip(eqn.outvars, results, strict=True))
-        if moved:
-            moves.update(eqn.outvars)
-        for v in eqn.outvars:
-            if name in (*ALONE, "optimization_barrier") or name in EXPENSIVE and shared(v):
-                keep(v)
-    return [value(v) for v in jaxpr.outvars], [v in moves for v in jaxpr.outvars]
+        name, inputs = eqn.primitive.name, set(jaxprs.variables(eqn.invars))
+        if not moving & inputs:
+            continue
+        moving.update(eqn.outvars)
+        if name in ALONE:
+            kept |= moving & inputs
+        if name in (*ALONE, "optimization_barrier"):
+            kept.update(eqn.outvars)
+        elif name in EXPENSIVE:
+            kept.update(filter(shared, eqn.outvars))
+        elif carried & inputs:
+            kept.update(v for v in eqn.outvars if len(readers[v]) > 1 and not _is_key(v.aval))
+            carried |= set(eqn.outvars) - kept
+    return kept - set(jaxpr.invars)
 
 
-def _live(jaxpr: Any) -> list[Any]:
-    """Return the equations whose results are used."""
-    used, equations = set(jaxpr.outvars), []
-    for eqn in reversed(jaxpr.eqns):
-        if used & set(eqn.outvars):
-            used.update(v for v in eqn.invars if not isinstance(v, Literal))
-            equations.append(eqn)
-    return equations[::-1]
+def _is_key(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)

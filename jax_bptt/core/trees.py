@@ -1,13 +1,11 @@
 """Pytrees in which some leaves can be differentiated and others (integers, keys) cannot."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal
 
 from jax_bptt.core.types import PyTree
 
@@ -87,32 +85,6 @@ def cast_gradient(d_tree: PyTree, tree: PyTree) -> PyTree:
     )
 
 
-def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """Return, in the structure of `args`, which leaves `fun` reads. Never misses one."""
-    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    return jax.tree.unflatten(jax.tree.structure(args), [id(v) in read for v in jaxpr.invars])
-
-
-def multiplications(fun: Callable[..., PyTree], *args: PyTree) -> float:
-    """Return how many multiplications of products `fun` does for an element of its result."""
-    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            ((contracted, _), _), left = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-            total += eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
-    return total / max(sum(v.aval.size for v in jaxpr.outvars), 1)
-
-
-def same_arrays(fun: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> bool:
-    """Return whether the two results of `fun` are the same arrays, leaf by leaf."""
-    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
-    numbers = [id(v) for v in closed.jaxpr.outvars]
-    one, other = jax.tree.unflatten(jax.tree.structure(shapes), numbers)
-    return jax.tree.structure(one) == jax.tree.structure(other) and one == other
-
-
 def transposed_layout(tree: PyTree) -> Callable[[], PyTree]:
     """Lay the matrices of `tree` out transposed in memory; return a function that gives `tree`.
 
@@ -143,49 +115,6 @@ def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
-
-
-def exchange_operands(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Return `fun` with its matrix products a b computed as (b^T a^T)^T.
-
-    XLA on a CPU lays out the right operand of a product anew at every call, and reads the left one
-    as it lies: the larger of the two is better on the left.
-    """
-
-    def run(*args):
-        closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-        jaxpr = closed.jaxpr
-        values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        values.update(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
-
-        def read(v):
-            return v.val if isinstance(v, Literal) else values[v]
-
-        for eqn in jaxpr.eqns:
-            operands = list(map(read, eqn.invars))
-            params = eqn.primitive.get_bind_params(eqn.params)
-            if eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][1][0]:
-                results = [_exchanged_product(operands[0], operands[1], params)]
-            else:
-                results = eqn.primitive.bind(*operands, **params)
-                results = results if eqn.primitive.multiple_results else [results]
-            values.update(zip(eqn.outvars, results, strict=True))
-        return jax.tree.unflatten(jax.tree.structure(shape), map(read, jaxpr.outvars))
-
-    return run
-
-
-def _exchanged_product(a: Any, b: Any, params: dict[str, Any]) -> Any:
-    (axes_a, axes_b), batch = params["dimension_numbers"]
-    product = lax.dot_general(
-        b,
-        a,
-        ((axes_b, axes_a), batch),
-        precision=params["precision"],
-        preferred_element_type=params["preferred_element_type"],
-    )
-    free = b.ndim - len(axes_b)
-    return jnp.moveaxis(product, range(free), range(-free, 0))
 
 
 def varying(leaf: Any) -> frozenset:

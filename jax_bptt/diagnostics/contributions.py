@@ -72,8 +72,8 @@ def contributions(
     drives = primal.over_time(cell, cell.project)(weights, xs)
     linearization = adjoint.linearize(cell, weights, prevs, states, drives)
     no_output = jax.tree.map(lambda s: None, states)
-    loop = adjoint.reverse_loop(linearization, d_last_state, no_output, Controls(), lambdas=True)
-    (d_state, _), (lambdas, _) = scan(loop)
+    run = adjoint.reverse_run(linearization, d_last_state, no_output, Controls(), lambdas=True)
+    d_state, _, lambdas, _ = run.finish(scan(run.loop))
     terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs
 from jax_bptt.core.checks import batch_shape
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 from jax_bptt.kernels.tiles import TiledStep, reads_weights, tiled_step
@@ -62,7 +62,7 @@ def normal_form(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Form 
     (size,) = leaves[0].shape
     if size % step.heads:
         return f"its {size} units do not divide into {step.heads} heads"
-    read = jax.tree.leaves(trees.used_leaves(step.mix, weights, state)[1])
+    read = jax.tree.leaves(jaxprs.used_leaves(step.mix, weights, state)[1])
     if sum(read) != 1:
         return f"its product reads {sum(read)} leaves of the state, where kernels take one"
     operands = set(_product_dtypes(jax.make_jaxpr(step.mix)(weights, state).jaxpr))

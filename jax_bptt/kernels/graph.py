@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Literal
 
+from jax_bptt.core.jaxprs import called
 from jax_bptt.core.types import PyTree
 from jax_bptt.kernels.operations import CHEAP, COSTLY
 
@@ -44,15 +45,6 @@ class Unsupported(ValueError):
 
 COMMUTATIVE = {"add", "mul", "max", "min", "eq", "ne", "and", "or"}
 
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
 _STRUCTURE = {
     "broadcast_in_dim",
     "concatenate",
@@ -262,10 +254,9 @@ def _run(graph: Graph, jaxpr: Any, consts: Any, inputs: list[np.ndarray]) -> lis
 
 def _results(graph: Graph, eqn: Any, arguments: list[np.ndarray]) -> list[np.ndarray]:
     name = eqn.primitive.name
-    if name in _CALLS:
-        inner = eqn.params[_CALLS[name]]
-        consts = getattr(inner, "consts", ())
-        return _run(graph, getattr(inner, "jaxpr", inner), consts, arguments)
+    inner = called(eqn)
+    if inner is not None:
+        return _run(graph, *inner, arguments)
     if name in _IDENTITY:
         return arguments
     values = [_values(graph, a, v.aval.dtype) for a, v in zip(arguments, eqn.invars, strict=True)]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs
 from jax_bptt.core.types import GatedStep, PyTree
 from jax_bptt.kernels import graph as graphs
 from jax_bptt.kernels.graph import Graph, Node, Unsupported
@@ -170,7 +170,7 @@ def tiled_step(step: GatedStep, weights: PyTree, state: PyTree, drive: PyTree) -
 def reads_weights(step: GatedStep, weights: PyTree, state: PyTree, drive: PyTree) -> PyTree:
     """Return, in the structure of `weights`, which of them `pointwise` reads."""
     feedback = jax.eval_shape(step.mix, weights, state)
-    return trees.used_leaves(step.pointwise, weights, state, drive, feedback)[0]
+    return jaxprs.used_leaves(step.pointwise, weights, state, drive, feedback)[0]
 
 
 def _shapes(tree: PyTree) -> PyTree:

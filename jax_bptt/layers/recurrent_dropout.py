@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import checks, trees
+from jax_bptt.core import checks, jaxprs, trees
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
 from jax_bptt.layers.masks import Masked, check_rate, draw, drop, without_batch
@@ -128,7 +128,7 @@ def _check(function: str, cell: Cell, reverse: bool) -> GatedStep:
 
 def _mixed(function: str, step: GatedStep, weights: PyTree, state: PyTree) -> PyTree:
     """Describe the masks of what the recurrent product reads of `state`, None at other leaves."""
-    read = trees.used_leaves(step.mix, weights, state)[1]
+    read = jaxprs.used_leaves(step.mix, weights, state)[1]
     mixed = jax.tree.map(
         lambda s, used: (
             jax.ShapeDtypeStruct(s.shape, jnp.bool_) if used and trees.is_inexact(s) else None

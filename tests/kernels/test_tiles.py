@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.core import trees
+from jax_bptt.core import jaxprs
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.kernels.operations import COSTLY
 from jax_bptt.kernels.tiles import TiledStep, tiled_step
@@ -81,7 +81,7 @@ def tiles_of(tree):
 
 def units_of(c: Case):
     """Return the weights that `pointwise` reads, each broadcast to a tile."""
-    read = trees.used_leaves(c.pointwise, *c.arguments)[0]
+    read = jaxprs.used_leaves(c.pointwise, *c.arguments)[0]
     chosen = [
         w for w, r in zip(jax.tree.leaves(c.arguments[0]), jax.tree.leaves(read), strict=True) if r
     ]
