@@ -92,8 +92,7 @@ def _mix(weights, state):
 
 
 def _gates(drive, feedback):
-    gates = parts.activations(drive + feedback, candidate=G_GATE)
-    return tuple(gates[..., k, :] for k in range(4))
+    return parts.activations(drive + feedback, candidate=G_GATE)
 
 
 def _pointwise(weights, state, drive, feedback):

@@ -108,8 +108,7 @@ def _input_gates(weights, c, a):
     peepholes = jnp.concatenate([weights.w_c[:2], jnp.zeros_like(weights.w_c[:1])])
     a = a[..., :3, :]
     a = a + c[..., None, :] * parts.spread(peepholes, a)
-    gates = parts.activations(a, candidate=G_GATE)
-    return tuple(gates[..., k, :] for k in range(3))
+    return parts.activations(a, candidate=G_GATE)
 
 
 def _output_gate(weights, c, a):

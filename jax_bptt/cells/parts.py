@@ -59,18 +59,19 @@ def spread(w: Array, like: Array) -> Array:
     return jnp.broadcast_to(w.astype(like.dtype), like.shape)
 
 
-def activations(a: Array, *, candidate: int) -> Array:
+def activations(a: Array, *, candidate: int) -> list[Array]:
     """Return tanh of the gate numbered `candidate` and sigmoid of the others, of a [*batch, G, H].
 
     One tanh over all of them, sigmoid(a) = (1 + tanh(a / 2)) / 2. The barrier keeps XLA from
     computing it again in each of the fusions that read a gate, which for an LSTM cost twice the
-    product on a CPU.
+    product on a CPU; what follows it is cheap enough to be computed there.
     """
     gates = a.shape[-2]
     is_candidate = np.expand_dims(np.arange(gates) == candidate, (*range(a.ndim - 2), a.ndim - 1))
     scale = jnp.asarray(np.where(is_candidate, 1.0, 0.5), a.dtype)
-    offset = jnp.asarray(np.where(is_candidate, 0.0, 0.5), a.dtype)
-    return lax.optimization_barrier(jnp.tanh(a * scale) * scale + offset)
+    bounded = lax.optimization_barrier(jnp.tanh(a * scale))
+    each = [bounded[..., k, :] for k in range(gates)]
+    return [t if k == candidate else 0.5 * t + 0.5 for k, t in enumerate(each)]
 
 
 def sigmoid(a: Array) -> Array:

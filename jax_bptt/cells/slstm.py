@@ -126,8 +126,7 @@ def slstm(
         log_i, log_f = a[..., 0, :], log_forget_gate(a[..., F_GATE, :]) + state.m
         m = jnp.maximum(log_f, log_i)
         i, f = jnp.exp(log_i - m), jnp.exp(log_f - m)
-        bounded = parts.activations(a[..., 2:, :], candidate=0)
-        z, o = bounded[..., 0, :], bounded[..., 1, :]
+        z, o = parts.activations(a[..., 2:, :], candidate=0)
         c, n = f * state.c + i * z, f * state.n + i
         return SLSTMState(o * c / n, c, n, m)
 

@@ -77,8 +77,7 @@ def _mix(weights, state):
 
 
 def _gates(drive, feedback):
-    gates = parts.activations(drive + feedback, candidate=1)
-    return gates[..., 0, :], gates[..., 1, :]
+    return parts.activations(drive + feedback, candidate=1)
 
 
 def _pointwise(weights, state, drive, feedback):
