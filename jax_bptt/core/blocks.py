@@ -151,11 +151,14 @@ def _scan_blocks(
         return finish([side_by_side.scan(loop) for loop in loops])
 
     def run_together(carry, inputs):
-        carry, tickets = carry
+        carry, memory = carry
         loops, finish = block(carry, *inputs)
-        ends, tickets = side_by_side.scans(loops, tickets)
+        ends, memory = side_by_side.scans(loops, memory)
         carry, outputs = finish(ends)
-        return (carry, tickets), outputs
+        return (carry, memory), outputs
+
+    def memory(carry, inputs):
+        return side_by_side.memory(block(carry, *inputs)[0])
 
     if steps <= length:
         return run(carry, (jax.tree.map(lambda a: a[0], per_block), per_step))
@@ -166,7 +169,8 @@ def _scan_blocks(
 
         inputs = jax.tree.map(lambda a: a[:blocks], per_block), jax.tree.map(cut, per_step)
         if plan.together:
-            carry = carry, side_by_side.tickets()
+            first = jax.tree.map(lambda a: a[0], inputs)
+            carry = carry, memory(carry, first)
             (carry, _), outputs = lax.scan(run_together, carry, inputs, reverse=reverse)
         else:
             carry, outputs = lax.scan(run, carry, inputs, reverse=reverse)

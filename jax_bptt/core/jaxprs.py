@@ -119,10 +119,16 @@ def _rewritten(fun: Callable[..., PyTree], compute: Callable) -> Callable[..., P
     return run
 
 
+def read_variables(jaxpr: Jaxpr) -> set[Any]:
+    """Return what the live equations of `jaxpr` read, and what it returns."""
+    atoms = [*jaxpr.outvars, *(v for eqn in live(jaxpr) for v in eqn.invars)]
+    return set(variables(atoms))
+
+
 def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Return, in the structure of `args`, which leaves `fun` reads. Never misses one."""
     jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    read = set(variables([*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.invars)]))
+    read = read_variables(jaxpr)
     return jax.tree.unflatten(jax.tree.structure(args), [v in read for v in jaxpr.invars])
 
 

@@ -7,7 +7,7 @@ stand in the way of two loops:
 
 - The temporaries of a body lie in memory that is shared with whatever is not alive at the same
   place of the program's order, the other loop's too, which reads as a dependence. Here every
-  temporary is part of the carry, and alive until both loops are done.
+  temporary is part of the carry, and alive from call to call, as is what the loops emit.
 - Work goes to another thread only where more than eight pieces are ready at once: half of them.
   So a number of idle tickets become ready together with the first step of each loop, one loop at
   either end of the queue.
@@ -20,7 +20,8 @@ None of it changes a result, nor more than the time where an executor works othe
 
 import collections
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,32 +60,71 @@ def scan(loop: Loop) -> tuple[PyTree, PyTree]:
     return lax.scan(loop.step, loop.carry, loop.inputs, reverse=loop.reverse)
 
 
-def tickets() -> list[Array]:
-    """Return what the first call of `scans` takes."""
-    return [index(k) for k in range(TICKETS)]
+class Scratch(NamedTuple):
+    """What a loop writes besides its carry.
+
+    Attributes:
+      position: of the step.
+      more: whether there is a further step.
+      outputs: what the steps emit, stacked.
+      temporaries: what XLA keeps in memory in a step.
+    """
+
+    position: Array
+    more: Array
+    outputs: list[Array]
+    temporaries: list[Array]
 
 
-def scans(loops: list[Loop], tickets: list[Array]) -> tuple[list[tuple[PyTree, PyTree]], list]:
+class Memory(NamedTuple):
+    """What `scans` keeps from call to call: its tickets, and a scratch for each loop."""
+
+    tickets: list[Array]
+    scratches: list[Scratch]
+
+
+def memory(loops: list[Loop]) -> Memory:
+    """Return what the first call of `scans` takes, for loops of these shapes."""
+
+    def scratch(loop):
+        step = _trace(loop)
+        outputs = [jnp.zeros((_length(loop), *a.shape), a.dtype) for a in step.outputs]
+        temporaries = [jnp.zeros(a.shape, a.dtype) for a in step.temporaries]
+        return Scratch(index(0), jnp.asarray(False), outputs, temporaries)
+
+    return Memory([index(k) for k in range(TICKETS)], list(map(scratch, loops)))
+
+
+def scans(loops: list[Loop], memory: Memory) -> tuple[list[tuple[PyTree, PyTree]], Memory]:
     """Run two or more loops as `scan` does each of them, side by side.
 
-    Meant for the body of another loop, which carries the tickets from call to call.
+    Meant for the body of another loop, which carries the memory from call to call.
 
     Args:
       loops: independent of each other.
-      tickets: from `tickets`, or from the last call.
+      memory: from `memory`, or from the last call. What the last call returned as outputs lies in
+        it and is overwritten.
 
     Returns:
-      What `scan` returns of each loop, and the tickets of the next call.
+      What `scan` returns of each loop, and the memory of the next call.
     """
+    steps = list(map(_trace, loops))
     # Else the gate would wait for what its one element of each is made of, not for the whole.
-    loops = [loop._replace(inputs=lax.optimization_barrier(loop.inputs)) for loop in loops]
-    ready = [(loop.carry, loop.inputs) for loop in loops]
-    tickets = _hand_out(after(_zero(tickets[0]), (ready, tickets)), tickets)
-    spread = [k * (TICKETS - 1) // (len(loops) - 1) for k in range(len(loops))]
-    ends = [_run(loop, _zero(tickets[k])) for loop, k in zip(loops, spread, strict=True)]
+    inputs = lax.optimization_barrier(
+        [step.read(jax.tree.leaves(loop.inputs)) for loop, step in zip(loops, steps, strict=True)]
+    )
+    ready = [loop.carry for loop in loops], inputs, memory
+    tickets = _hand_out(after(_zero(memory.tickets[0]), ready), memory.tickets)
+    zeros = [_zero(tickets[k * (TICKETS - 1) // (len(loops) - 1)]) for k in range(len(loops))]
+    given = zip(loops, steps, inputs, memory.scratches, zeros, strict=True)
+    ends = list(itertools.starmap(_run, given))
     # Read once more after the loops: nothing of one loop takes the memory of the other's inputs.
-    first = after(tickets[0], (ends, [loop.inputs for loop in loops]))
-    return [(end.carry, end.outputs) for end in ends], [first, *tickets[1:]]
+    first = after(tickets[0], (ends, inputs))
+    results = [
+        (carry, step.emitted(scratch.outputs))
+        for (carry, scratch), step in zip(ends, steps, strict=True)
+    ]
+    return results, Memory([first, *tickets[1:]], [scratch for _, scratch in ends])
 
 
 def _hand_out(gate: Array, tickets: list[Array]) -> list[Array]:
@@ -109,35 +149,90 @@ def differentiable(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return together
 
 
-class _State(NamedTuple):
-    """What a loop carries: its own carry and whatever it writes on the way."""
+class _Step(NamedTuple):
+    """The step of a loop, traced.
 
-    carry: PyTree
-    position: Array
-    more: Array
-    outputs: PyTree
-    temporaries: list[Array]
+    Attributes:
+      jaxpr: takes the leaves of the carry and of one step's inputs.
+      consts: of the jaxpr.
+      kept: its variables that XLA keeps in memory.
+      structures: of the carry, and of what a step emits.
+    """
+
+    jaxpr: Jaxpr
+    consts: Sequence[Any]
+    kept: list[Any]
+    structures: tuple[PyTree, PyTree]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Shapes and dtypes of what a step emits."""
+        return [v.aval for v in self.jaxpr.outvars[self.structures[0].num_leaves :]]
+
+    @property
+    def temporaries(self) -> list[Any]:
+        """Shapes and dtypes of what is kept."""
+        return [v.aval for v in self.kept]
+
+    def read(self, inputs: list[Array]) -> list[Array | None]:
+        """Return the leaves of the inputs, None for those that no equation reads."""
+        read = jaxprs.read_variables(self.jaxpr)
+        own = self.jaxpr.invars[self.structures[0].num_leaves :]
+        return [a if v in read else None for a, v in zip(inputs, own, strict=True)]
+
+    def emitted(self, outputs: list[Array]) -> PyTree:
+        """Return the leaves of what steps emit as the step returns them."""
+        return jax.tree.unflatten(self.structures[1], outputs)
+
+    def run(self, carry: PyTree, inputs: list[Array | None]) -> tuple[PyTree, list, list]:
+        """Return the carry, the leaves of what the step emits, and what is kept."""
+        kept = {}
+
+        def compute(eqn, operands):
+            results = jaxprs.bind(eqn, operands)
+            for k, v in enumerate(eqn.outvars):
+                if v in self.kept:
+                    results[k] = kept[v] = lax.optimization_barrier(results[k])
+            return results
+
+        leaves = [*jax.tree.leaves(carry), *inputs]
+        results = jaxprs.evaluate(self.jaxpr, self.consts, leaves, compute)
+        carried = self.structures[0].num_leaves
+        carry = jax.tree.unflatten(self.structures[0], results[:carried])
+        return carry, results[carried:], [kept[v] for v in self.kept]
 
 
-def _run(loop: Loop, zero: Array) -> _State:
-    """Run a loop that begins when the index `zero` is there."""
-    step, steps = _keep(loop.step), jax.tree.leaves(loop.inputs)[0].shape[0]
+def _trace(loop: Loop) -> _Step:
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loop.inputs)
-    (_, output), temporaries = jax.eval_shape(step, loop.carry, first)
-    outputs = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), output)
+    closed, shapes = jax.make_jaxpr(jaxprs.inline(loop.step), return_shape=True)(loop.carry, first)
+    carry, output = map(jax.tree.structure, shapes)
+    kept = _temporaries(closed.jaxpr, closed.jaxpr.invars[: carry.num_leaves])
+    return _Step(closed.jaxpr, closed.consts, kept, (carry, output))
+
+
+def _length(loop: Loop) -> int:
+    return jax.tree.leaves(loop.inputs)[0].shape[0]
+
+
+def _run(
+    loop: Loop, step: _Step, inputs: list[Array | None], scratch: Scratch, zero: Array
+) -> tuple[PyTree, Scratch]:
+    """Run a loop that begins when the index `zero` is there; return its carry and the scratch."""
+    steps = _length(loop)
 
     def body(state):
-        i = state.position
-        (carry, output), temporaries = step(state.carry, _at(loop.inputs, i))
-        outputs = _put(state.outputs, output, i)
+        carry, (i, _, outputs, _) = state
+        carry, output, temporaries = step.run(carry, _at(inputs, i))
+        outputs = _put(outputs, output, i)
         # The position is overwritten in place, once all that reads it is done.
         i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry))
-        return _State(carry, i, i < index(steps), outputs, temporaries)
+        return carry, Scratch(i, i < index(steps), outputs, temporaries)
 
-    position = zero + index(steps - 1 if loop.reverse else 0)
-    zeros = [jnp.zeros(a.shape, a.dtype) for a in temporaries]
-    state = _State(loop.carry, position, position < index(steps), outputs, zeros)
-    return lax.while_loop(lambda state: state.more, body, state)
+    # Both are made of what the last call left, so that they lie where that did.
+    start = _zero(scratch.position) + zero + index(steps - 1 if loop.reverse else 0)
+    more = scratch.more | (start < index(steps))
+    scratch = scratch._replace(position=start, more=more)
+    return lax.while_loop(lambda state: state[1].more, body, (loop.carry, scratch))
 
 
 def index(i: int) -> Array:
@@ -192,30 +287,7 @@ def _put(tree: PyTree, entry: PyTree, i: Array) -> PyTree:
     return jax.tree.map(lambda a, e: lax.dynamic_update_index_in_dim(a, e, i, 0), tree, entry)
 
 
-def _keep(fun: Callable[..., PyTree]) -> Callable[..., tuple[PyTree, list[Array]]]:
-    """Return `fun(carry, inputs)` with a second result: what XLA keeps in memory on the way."""
-
-    def run(carry, inputs):
-        closed, shape = jax.make_jaxpr(jaxprs.inline(fun), return_shape=True)(carry, inputs)
-        wanted = _temporaries(closed.jaxpr, closed.jaxpr.invars[: len(jax.tree.leaves(carry))])
-        kept = []
-
-        def compute(eqn, operands):
-            results = jaxprs.bind(eqn, operands)
-            for k, v in enumerate(eqn.outvars):
-                if v in wanted:
-                    results[k] = lax.optimization_barrier(results[k])
-                    kept.append(results[k])
-            return results
-
-        leaves = jax.tree.leaves((carry, inputs))
-        results = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, compute)
-        return jax.tree.unflatten(jax.tree.structure(shape), results), kept
-
-    return run
-
-
-def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> set[Any]:
+def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> list[Any]:
     """Return which variables of a step XLA keeps in memory, among those that differ by the step.
 
     They are what `ALONE` reads and makes; what is `EXPENSIVE` and read more than once; the results
@@ -250,9 +322,9 @@ def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> set[Any]:
         elif name in EXPENSIVE:
             kept.update(filter(shared, eqn.outvars))
         elif carried & inputs:
-            kept.update(v for v in eqn.outvars if len(readers[v]) > 1 and not _is_key(v.aval))
+            kept.update(v for v in eqn.outvars if len(readers[v]) > 1)
             carried |= set(eqn.outvars) - kept
-    return kept - set(jaxpr.invars)
+    return [v for eqn in equations for v in eqn.outvars if v in kept]
 
 
 def _is_key(a: Any) -> bool:
