@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, Literal
 
 from jax_bptt.core import jaxprs
 from jax_bptt.core.types import PyTree
@@ -292,9 +293,10 @@ def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> list[Any]:
 
     They are what `ALONE` reads and makes; what is `EXPENSIVE` and read more than once; the results
     of barriers, which are there to be kept. And what is made of the carry at little cost and read
-    more than once: made twice, it would be another reader of what is overwritten meanwhile.
+    more than once: made twice, it would be another reader of what is overwritten meanwhile. What
+    becomes the carry is kept as such.
     """
-    equations = jaxprs.live(jaxpr)
+    equations, same = jaxprs.live(jaxpr), _same_arrays(jaxpr)
     readers = collections.defaultdict(list)
     for eqn in equations:
         for v in jaxprs.variables(eqn.invars):
@@ -324,7 +326,28 @@ def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> list[Any]:
         elif carried & inputs:
             kept.update(v for v in eqn.outvars if len(readers[v]) > 1)
             carried |= set(eqn.outvars) - kept
+    new = jaxprs.variables(jaxpr.outvars[: len(carry)])
+    kept = {same.get(v, v) for v in kept} - {same.get(v, v) for v in new}
     return [v for eqn in equations for v in eqn.outvars if v in kept]
+
+
+def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
+    """Return which variables are the same array as another one: kept as two, they are copied."""
+    zeros, same = set(), {}
+    for eqn in jaxpr.eqns:
+        name, inputs = eqn.primitive.name, jaxprs.variables(eqn.invars)
+        if name == "broadcast_in_dim" and _is_zero(eqn.invars[0]):
+            zeros.update(eqn.outvars)
+        elif name == "optimization_barrier":
+            pairs = zip(eqn.outvars, eqn.invars, strict=True)
+            same.update((new, same.get(v, v)) for new, v in pairs if v in inputs)
+        elif name in ("add", "add_any") and zeros & set(inputs):
+            same.update((eqn.outvars[0], same.get(v, v)) for v in inputs if v not in zeros)
+    return same
+
+
+def _is_zero(atom: Any) -> bool:
+    return isinstance(atom, Literal) and np.all(atom.val == 0)
 
 
 def _is_key(a: Any) -> bool:
