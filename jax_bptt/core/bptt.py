@@ -13,9 +13,9 @@ ROWS = 512, 2048
 """Least and most rows of time x batch in a block: fewer, and its products run below full speed."""
 
 DRIVE_BYTES = 2 * 2**20
-"""Bytes of a block's drive, of which there are a few such arrays at a time: they share a cache of
-2 MiB a core. An LSTM of H = 64 is 19 % faster with blocks of 2048 rows than of 512, and one of
-H = 256 13 % slower (two cores, jax 0.10.2)."""
+"""Bytes of a block's drive, of half the batch where that is split, of which there are a few such
+arrays at a time: they share a cache of 2 MiB a core. An LSTM of H = 64 is 19 % faster with blocks
+of 2048 rows than of 512, and one of H = 256 13 % slower (two cores, jax 0.10.2)."""
 
 LARGE = 512
 """Multiplications of recurrent products for an element of their result, H for most cells. From here
@@ -66,8 +66,9 @@ def bptt(
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
-        such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, or
-        in 512 rows with several devices; adjusted to divide T if it can.
+        such that the drive of a block takes about 2 MiB, or 2 MiB for either half of the batch, in
+        512 to 2048 rows of time x batch, or in 512 rows with several devices; adjusted to divide T
+        if it can.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
         for a CPU and recurrent products of H >= 512.
@@ -105,11 +106,6 @@ def bptt(
 
     def plan(cell, weights, state, xs):
         steps, batch = jax.tree.leaves(xs)[0].shape[0], batch_shape(cell, xs)
-        length = block_length
-        if length is None:
-            size = primal.drive_bytes(cell, weights, xs)
-            devices = jax.local_device_count()
-            length = automatic_block_length(steps, math.prod(batch), size, devices)
         large = _has_large_products(cell, weights, state)
         hindrance = _hindrance(cell, state, xs, batch)
         require(
@@ -119,6 +115,12 @@ def bptt(
         split = split_batch
         if split is None:
             split = hindrance is None and not large and _has_idle_core(cell, weights, state)
+        length = block_length
+        if length is None:
+            # Each half has a core and its cache to itself.
+            size = primal.drive_bytes(cell, weights, xs) // (2 if split else 1)
+            devices = jax.local_device_count()
+            length = automatic_block_length(steps, math.prod(batch), size, devices)
         split = split and length < steps
         return blocks.Plan(
             length=max(1, min(length, steps)),
