@@ -347,7 +347,7 @@ def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
 
 
 def _is_zero(atom: Any) -> bool:
-    return isinstance(atom, Literal) and np.all(atom.val == 0)
+    return isinstance(atom, Literal) and bool(np.all(atom.val == 0))
 
 
 def _is_key(a: Any) -> bool:

@@ -48,18 +48,66 @@ def _same(got, wanted):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scans_do_what_scan_does(reverse):
     w = np.random.default_rng(1).normal(size=(H, H))
-    ends, tickets = jax.jit(
-        lambda w: side_by_side.scans(_loops(w, reverse), side_by_side.tickets())
-    )(w)
+
+    @jax.jit
+    def run(w, memory):
+        return side_by_side.scans(_loops(w, reverse), memory)
+
+    ends, memory = run(w, side_by_side.memory(_loops(w, reverse)))
     _same(ends, [side_by_side.scan(loop) for loop in _loops(w, reverse)])
-    assert [int(t) for t in tickets] == list(range(side_by_side.TICKETS)), "handed on unchanged"
+    tickets = [int(t) for t in memory.tickets]
+    assert tickets == list(range(side_by_side.TICKETS)), "handed on unchanged"
+    _same(run(w, memory)[0], ends)
+
+
+def test_what_no_step_reads_is_not_passed_in():
+    def step(carry, inputs):
+        return carry + inputs["read"], None
+
+    inputs = {"read": jnp.arange(3.0), "unread": jnp.ones((3, 7))}
+    loops = [side_by_side.Loop(step, jnp.float64(k), inputs) for k in range(2)]
+    memory = side_by_side.memory(loops)
+    jaxpr = jax.make_jaxpr(lambda inputs: side_by_side.scans(loops, memory))(inputs).jaxpr
+    shapes = [v.aval.shape for e in equations(jaxpr) if _is_while(e) for v in e.invars]
+    assert (3,) in shapes and (3, 7) not in shapes
+
+
+def test_temporaries_are_kept_once():
+    def step(carry, x):
+        h, c = carry
+        gate = jax.lax.optimization_barrier(jnp.tanh(h @ jnp.ones((2, 2)) + x))
+        new = c * gate
+        return (jnp.zeros_like(h) + gate @ jnp.ones((2, 2)), jnp.where(x > 0, new, c)), jnp.exp(new)
+
+    loop = side_by_side.Loop(step, (jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.ones((4, 3, 2)))
+    scratch = side_by_side.memory([loop]).scratches[0]
+    # The first product, the gate, and `new`, which is read twice and made of the carry. The second
+    # product becomes the carry.
+    assert len(scratch.temporaries) == 3
+
+
+def test_each_half_has_its_effects():
+    seen = []
+
+    def pointwise(weights, state, drive, feedback):
+        jax.debug.callback(lambda a: seen.append(a.shape), drive)
+        return elman.step.pointwise(weights, state, drive, feedback)
+
+    elman = jb.elman(input_size=I, hidden_size=H)
+    cell = elman._replace(step=elman.step._replace(pointwise=pointwise))
+    params, xs = cell.init(jax.random.key(0)), np.ones((T, B, I))
+    algorithm = jb.bptt(block_length=2, split_batch=True)
+    jax.block_until_ready(jb.unroll(cell, params, xs, algorithm=algorithm))
+    jax.effects_barrier()
+    assert seen == [(B // 2, 1, H)] * 2 * T
 
 
 def test_scans_can_be_mapped():
     ws = np.random.default_rng(1).normal(size=(3, H, H))
 
     def run(w):
-        return side_by_side.scans(_loops(w, False), side_by_side.tickets())[0]
+        loops = _loops(w, False)
+        return side_by_side.scans(loops, side_by_side.memory(loops))[0]
 
     _same(jax.jit(jax.vmap(run))(ws), [*map(_stacked, zip(*map(run, ws), strict=True))])
     loops = [e for e in equations(jax.make_jaxpr(jax.vmap(run))(ws).jaxpr) if _is_while(e)]
@@ -113,7 +161,7 @@ def test_a_gated_cell_splits_the_batch_by_default(one_device_two_cores):
 
 
 def test_large_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
-    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", H)
+    monkeypatch.setattr("jax_bptt.core.bptt.WHOLE", H)
     assert not _splits(jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2))
     assert _splits(jb.lstm(input_size=I, hidden_size=H - 1), jb.bptt(block_length=2))
 

@@ -94,7 +94,7 @@ def test_the_program_does_not_grow_with_the_sequence(constructor):
 @pytest.mark.parametrize("constructor", [jb.lstm, jb.gru])
 @pytest.mark.parametrize("units, keeps", [(H, True), (H + 1, False)])
 def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, monkeypatch):
-    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", units)
+    monkeypatch.setattr("jax_bptt.core.bptt.KEEP", units)
     cell = constructor(input_size=I, hidden_size=H)
     params = jax.eval_shape(cell.init, jax.random.key(0))
 
