@@ -26,9 +26,15 @@ WHOLE = 1024
 the cache. At H = 768, B = 64 halves take 1.03 (LSTM), 0.93 (GRU) and 0.92 (elman) of the time, at
 H = 1024 1.10, 1.00 and 1.09."""
 
-SMALL = 2**16
+SMALL = 2**15
 """Multiplications of the recurrent products of a step, all of the batch, up to which a loop is too
-short to be worth a second one: a simple network of H = 64 takes 1.3 of the time at B = 8."""
+short to be worth a second one: a simple network of H = 64, B = 8 takes 1.07 of the time with jax
+0.12, one of H = B = 32 1.3 with 0.10.2; twice as many are a gain for both."""
+
+SHORT = 2**26
+"""The same of all steps, below which two loops do not earn back that they meet: an LSTM of H = 128,
+B = 32 and T = 32 takes 1.0 to 1.08 of the time, a simple network of H = 64, B = 16 and T = 512 1.1,
+one of H = 128, B = 16 and T = 256 0.97 to 0.88."""
 
 
 def bptt(
@@ -61,18 +67,18 @@ def bptt(
     0.10.2).
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
-    H < 512 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
+    H < 1024 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
     0.77, 0.85 and 0.89 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.71, 0.78 and 0.90,
     the simple network 0.86 and 0.81 at the first two, but all of them 1.3 at H = 1024 (two cores,
-    jax 0.10.2 and 0.12). Only cells with a `GatedStep` do so, with one device, more than 2^16
-    multiplications in a step's recurrent products (B H^2 of a simple network), and from two blocks
-    on.
+    jax 0.10.2 and 0.12). Only cells with a `GatedStep` do so, with one device, and more than 2^15
+    multiplications in a step's recurrent products (B H^2 of a simple network), 2^26 in those of all
+    steps.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
         such that the drive of a block takes about 2 MiB, or 2 MiB for either half of the batch, in
         512 to 2048 rows of time x batch, or in 512 rows with several devices; adjusted to divide T
-        if it can.
+        if it can; and T where all of the drive takes no more than 2 MiB.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
         for a CPU and recurrent products of H >= 512.
@@ -111,6 +117,7 @@ def bptt(
     def plan(cell, weights, state, xs):
         steps, batch = jax.tree.leaves(xs)[0].shape[0], batch_shape(cell, xs)
         each, total = _recurrent_products(cell, weights, state)
+        size = primal.drive_bytes(cell, weights, xs)
         hindrance = _hindrance(cell, state, xs, batch)
         require(
             not split_batch or hindrance is None,
@@ -118,13 +125,17 @@ def bptt(
         )
         split = split_batch
         if split is None:
-            split = hindrance is None and each < WHOLE and total > SMALL and _has_idle_core()
+            worth_it = total > SMALL and steps * total >= SHORT and each < WHOLE
+            split = worth_it and hindrance is None and _has_idle_core()
         length = block_length
+        if length is None and steps * size <= DRIVE_BYTES and not split:
+            length = steps
         if length is None:
             # Each half has a core and its cache to itself.
-            size = primal.drive_bytes(cell, weights, xs) // (2 if split else 1)
+            size, blocks_at_least = (size // 2, 2) if split else (size, 1)
             devices = jax.local_device_count()
             length = automatic_block_length(steps, math.prod(batch), size, devices)
+            length = min(length, -(-steps // blocks_at_least))
         split = split and length < steps
         return blocks.Plan(
             length=max(1, min(length, steps)),

@@ -9,6 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.core import side_by_side
+from jax_bptt.core.types import GatedStep
 from tests.core.jaxprs import equations
 from tests.core.messages import check
 from tests.registry import split_where_possible
@@ -91,10 +92,12 @@ def test_each_half_has_its_effects():
 
     def pointwise(weights, state, drive, feedback):
         jax.debug.callback(lambda a: seen.append(a.shape), drive)
-        return elman.step.pointwise(weights, state, drive, feedback)
+        return step.pointwise(weights, state, drive, feedback)
 
     elman = jb.elman(input_size=I, hidden_size=H)
-    cell = elman._replace(step=elman.step._replace(pointwise=pointwise))
+    assert isinstance(elman.step, GatedStep)
+    step = elman.step
+    cell = elman._replace(step=step._replace(pointwise=pointwise))
     params, xs = cell.init(jax.random.key(0)), np.ones((T, B, I))
     algorithm = jb.bptt(block_length=2, split_batch=True)
     jax.block_until_ready(jb.unroll(cell, params, xs, algorithm=algorithm))
@@ -140,6 +143,7 @@ def one_device_two_cores(monkeypatch):
     monkeypatch.setattr("jax.local_device_count", lambda: 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr("jax_bptt.core.bptt.SMALL", 0)
+    monkeypatch.setattr("jax_bptt.core.bptt.SHORT", 0)
 
 
 def test_small_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
@@ -148,6 +152,14 @@ def test_small_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
     assert _splits(lstm, algorithm)
     monkeypatch.setattr("jax_bptt.core.bptt.SMALL", B * H * 4 * H)
     assert not _splits(lstm, algorithm)
+
+
+def test_few_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
+    lstm = jb.lstm(input_size=I, hidden_size=H)
+    monkeypatch.setattr("jax_bptt.core.bptt.SHORT", T * B * H * 4 * H)
+    assert _splits(lstm, jb.bptt())
+    monkeypatch.setattr("jax_bptt.core.bptt.SHORT", T * B * H * 4 * H + 1)
+    assert not _splits(lstm, jb.bptt())
 
 
 def test_a_gated_cell_splits_the_batch_by_default(one_device_two_cores):
