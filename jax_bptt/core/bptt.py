@@ -67,12 +67,12 @@ def bptt(
     0.10.2).
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
-    H < 1024 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. An LSTM took
-    0.77, 0.85 and 0.89 of the time at H, B = 256, 32; 128, 32; 64, 16, a GRU 0.71, 0.78 and 0.90,
-    the simple network 0.86 and 0.81 at the first two, but all of them 1.3 at H = 1024 (two cores,
-    jax 0.10.2 and 0.12). Only cells with a `GatedStep` do so, with one device, and more than 2^15
-    multiplications in a step's recurrent products (B H^2 of a simple network), 2^26 in those of all
-    steps.
+    H < 1024 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. At H, B =
+    256, 32; 128, 32; 64, 16; 512, 128 an LSTM took 0.77, 0.79, 0.83 and 0.96 of the time, a GRU
+    0.70, 0.76, 0.78 and 0.87, the simple network 0.75, 0.80, 1.09 (so not there) and 0.99; at H =
+    1024, B = 64 the three took 1.10, 1.00 and 1.09 (so not there; two cores, jax 0.10.2). Only
+    cells with a `GatedStep` do so, with one device, and more than 2^15 multiplications in a step's
+    recurrent products (B H^2 of a simple network), 2^26 in those of all steps.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
