@@ -157,8 +157,8 @@ def _scan_blocks(
         carry, outputs = finish(ends)
         return (carry, memory), outputs
 
-    def memory(carry, inputs):
-        return side_by_side.memory(block(carry, *inputs)[0])
+    def first_loops(carry, inputs):
+        return block(carry, *jax.tree.map(lambda a: a[0], inputs))[0]
 
     if steps <= length:
         return run(carry, (jax.tree.map(lambda a: a[0], per_block), per_step))
@@ -169,8 +169,7 @@ def _scan_blocks(
 
         inputs = jax.tree.map(lambda a: a[:blocks], per_block), jax.tree.map(cut, per_step)
         if plan.together:
-            first = jax.tree.map(lambda a: a[0], inputs)
-            carry = carry, memory(carry, first)
+            carry = carry, side_by_side.memory(first_loops, carry, inputs)
             (carry, _), outputs = lax.scan(run_together, carry, inputs, reverse=reverse)
         else:
             carry, outputs = lax.scan(run, carry, inputs, reverse=reverse)

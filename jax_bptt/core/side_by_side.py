@@ -14,6 +14,10 @@ stand in the way of two loops:
 - What nobody reads is removed, and what is cheap is computed where it is read. `after` makes an
   index wait for arrays by an operation that XLA does not see through.
 
+Between two calls nothing is filled with zeros or copied: what the loops write is carried over. Of
+the 1.65 ms that a block took in the forward pass of an LSTM (32 steps, B = 32, H = 128), 0.16 ms
+went there, some of it for waking the other thread.
+
 None of it changes a result, nor more than the time where an executor works otherwise. Seen with jax
 0.10 and 0.12: half the time of a loop (LSTM, B = 32, H = 128, two cores).
 """
@@ -84,8 +88,8 @@ class Memory(NamedTuple):
     scratches: list[Scratch]
 
 
-def memory(loops: list[Loop]) -> Memory:
-    """Return what the first call of `scans` takes, for loops of these shapes."""
+def memory(loops: Callable[..., list[Loop]], *args: PyTree) -> Memory:
+    """Return what the first call of `scans` takes, for loops such as `loops(*args)` returns."""
 
     def scratch(loop):
         step = _trace(loop)
@@ -93,7 +97,9 @@ def memory(loops: list[Loop]) -> Memory:
         temporaries = [jnp.zeros(a.shape, a.dtype) for a in step.temporaries]
         return Scratch(index(0), jnp.asarray(False), outputs, temporaries)
 
-    return Memory([index(k) for k in range(TICKETS)], list(map(scratch, loops)))
+    shapes = jax.eval_shape(lambda *args: list(map(scratch, loops(*args))), *args)
+    scratches = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return Memory([index(k) for k in range(TICKETS)], scratches)
 
 
 def scans(loops: list[Loop], memory: Memory) -> tuple[list[tuple[PyTree, PyTree]], Memory]:

@@ -54,7 +54,7 @@ def test_scans_do_what_scan_does(reverse):
     def run(w, memory):
         return side_by_side.scans(_loops(w, reverse), memory)
 
-    ends, memory = run(w, side_by_side.memory(_loops(w, reverse)))
+    ends, memory = run(w, side_by_side.memory(lambda w: _loops(w, reverse), w))
     _same(ends, [side_by_side.scan(loop) for loop in _loops(w, reverse)])
     tickets = [int(t) for t in memory.tickets]
     assert tickets == list(range(side_by_side.TICKETS)), "handed on unchanged"
@@ -67,7 +67,7 @@ def test_what_no_step_reads_is_not_passed_in():
 
     inputs = {"read": jnp.arange(3.0), "unread": jnp.ones((3, 7))}
     loops = [side_by_side.Loop(step, jnp.float64(k), inputs) for k in range(2)]
-    memory = side_by_side.memory(loops)
+    memory = side_by_side.memory(lambda: loops)
     jaxpr = jax.make_jaxpr(lambda inputs: side_by_side.scans(loops, memory))(inputs).jaxpr
     shapes = [v.aval.shape for e in equations(jaxpr) if _is_while(e) for v in e.invars]
     assert (3,) in shapes and (3, 7) not in shapes
@@ -81,28 +81,33 @@ def test_temporaries_are_kept_once():
         return (jnp.zeros_like(h) + gate @ jnp.ones((2, 2)), jnp.where(x > 0, new, c)), jnp.exp(new)
 
     loop = side_by_side.Loop(step, (jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.ones((4, 3, 2)))
-    scratch = side_by_side.memory([loop]).scratches[0]
+    scratch = side_by_side.memory(lambda: [loop]).scratches[0]
     # The first product, the gate, and `new`, which is read twice and made of the carry. The second
     # product becomes the carry.
     assert len(scratch.temporaries) == 3
 
 
 def test_each_half_has_its_effects():
-    seen = []
+    seen, projected = [], []
 
     def pointwise(weights, state, drive, feedback):
         jax.debug.callback(lambda a: seen.append(a.shape), drive)
         return step.pointwise(weights, state, drive, feedback)
 
+    def project(weights, x):
+        jax.debug.callback(lambda a: projected.append(a.shape), x)
+        return elman.project(weights, x)
+
     elman = jb.elman(input_size=I, hidden_size=H)
     assert isinstance(elman.step, GatedStep)
     step = elman.step
-    cell = elman._replace(step=step._replace(pointwise=pointwise))
+    cell = elman._replace(step=step._replace(pointwise=pointwise), project=project)
     params, xs = cell.init(jax.random.key(0)), np.ones((T, B, I))
     algorithm = jb.bptt(block_length=2, split_batch=True)
     jax.block_until_ready(jb.unroll(cell, params, xs, algorithm=algorithm))
     jax.effects_barrier()
     assert seen == [(B // 2, 1, H)] * 2 * T
+    assert projected == [(2, B // 2, I)] * T
 
 
 def test_scans_can_be_mapped():
@@ -110,7 +115,7 @@ def test_scans_can_be_mapped():
 
     def run(w):
         loops = _loops(w, False)
-        return side_by_side.scans(loops, side_by_side.memory(loops))[0]
+        return side_by_side.scans(loops, side_by_side.memory(lambda: loops))[0]
 
     _same(jax.jit(jax.vmap(run))(ws), [*map(_stacked, zip(*map(run, ws), strict=True))])
     loops = [e for e in equations(jax.make_jaxpr(jax.vmap(run))(ws).jaxpr) if _is_while(e)]
