@@ -1,5 +1,6 @@
 """The two passes of exact backpropagation through time, block by block."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from jax import lax
 
 from jax_bptt.core import adjoint, primal, side_by_side, trees
 from jax_bptt.core.sequence import Controls
+from jax_bptt.core.side_by_side import Loop, scan
 from jax_bptt.core.types import Cell, PyTree
 
 
@@ -20,7 +22,7 @@ class Plan(NamedTuple):
       length: of a block, in steps, at least 1. A remainder of T makes one shorter block.
       keep: whether the forward pass keeps the residuals of the steps.
       parts: sizes of the parts of the first batch axis, each with a loop of its own.
-      together: whether the loops of a block run side by side, rather than one after the other.
+      together: whether these loops run side by side, rather than one after the other.
     """
 
     length: int
@@ -31,160 +33,165 @@ class Plan(NamedTuple):
 
 def forward(
     cell: Cell, plan: Plan, weights: PyTree, state: PyTree, xs: PyTree, controls: Controls
-) -> tuple[PyTree, PyTree]:
+) -> tuple[tuple[PyTree, PyTree], PyTree]:
     """Run the cell; return ((last_state, ys), residuals of `backward`)."""
 
-    def block(carry, _, inputs):
-        parts = zip(_cut(plan.parts, (state, carry), 0), _cut(plan.parts, inputs, 1), strict=True)
-        runs = [
-            primal.forward(cell, weights, *states, *inputs, keep=plan.keep)
-            for states, inputs in parts
-        ]
+    def block(part, start, scan, state, inputs):
+        run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
+        return run.finish(scan(run.loop))
 
-        def finish(ends):
-            done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
-            last_state = _join([last_state for last_state, _ in done], 0)
-            states = _join([states for _, (states, _) in done], 1)
-            return last_state, (states, [kept for _, (_, kept) in done])
-
-        return [run.loop for run in runs], finish
-
-    last_state, (states, kept) = _scan_blocks(block, state, None, (xs, controls), plan)
-    ys = primal.over_time(cell, cell.readout)(weights, states)
-    return (last_state, ys), (weights, state, xs, controls, states, kept)
+    parts = _parts(plan)
+    starts = [part(state, 0) for part in parts]
+    blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
+    ends = _scan_blocks(blocks, starts, [(xs, controls)] * len(parts), plan)
+    states = [states for _, (states, _) in ends]
+    ys = _join([primal.over_time(cell, cell.readout)(weights, s) for s in states], 1)
+    last_state = _join([last_state for last_state, _ in ends], 0)
+    return (last_state, ys), (weights, state, xs, controls, [outputs for _, outputs in ends])
 
 
 def backward(
     cell: Cell, plan: Plan, residuals: PyTree, d_last_state: PyTree, d_ys: PyTree
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Return (d_weights, d_state, d_xs) by the explicit reverse pass, the last block first."""
-    weights, state, xs, controls, states, kept = residuals
-    firsts = jax.tree.map(
-        lambda s, ss: jnp.concatenate([s[None], ss[plan.length - 1 : -1 : plan.length]]),
-        state,
-        states,
+    weights, state, xs, controls, outputs = residuals
+
+    def firsts(start, outputs):
+        return jax.tree.map(
+            lambda s, ss: jnp.concatenate([s[None], ss[plan.length - 1 : -1 : plan.length]]),
+            start,
+            outputs[0],
+        )
+
+    def block(part, start, scan, carry, inputs):
+        (d_state, d_start, d_weights), (first, (own, shared)) = carry, inputs
+        (states, kept), (xs, controls, d_ys) = own, part(shared, 1)
+        prevs = primal.previous_states(start, first, states, controls)
+        run = adjoint.reverse(
+            cell, weights, prevs, states, xs, controls, d_state, d_ys, kept
+        )
+        d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))
+        d_weights = trees.accumulate(d_weights, d_part)
+        return (d_state, trees.add(d_start, d_part_start), d_weights), d_xs
+
+    parts = _parts(plan)
+    starts = [part(state, 0) for part in parts]
+    blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
+    d_weights = trees.vary_alike(trees.zero_gradient(weights), residuals)
+    carries = [
+        (
+            part(d_last_state, 0),
+            None if controls.reset is None else trees.vary_alike(trees.zero_gradient(start), residuals),
+            d_weights,
+        )
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    shared = xs, controls, d_ys
+    inputs = [(own, shared) for own in outputs]
+    ends = _scan_blocks(
+        blocks, carries, inputs, plan, list(map(firsts, starts, outputs)), reverse=True
     )
-
-    def block(carry, first, inputs):
-        (d_state, d_start, d_weights), (kept, inputs) = carry, inputs
-        edges = _cut(plan.parts, (state, first, d_state), 0)
-        insides = _cut(plan.parts, inputs, 1)
-
-        def run(edge, inside, kept):
-            (start, first, d_state), (states, xs, controls, d_ys) = edge, inside
-            prevs = primal.previous_states(start, first, states, controls)
-            return adjoint.reverse(cell, weights, prevs, states, xs, controls, d_state, d_ys, kept)
-
-        runs = list(map(run, edges, insides, kept))
-
-        def finish(ends):
-            done = [run.finish(end) for run, end in zip(runs, ends, strict=True)]
-            d_states, d_parts, d_xs, d_starts = zip(*done, strict=True)
-            total = d_weights
-            for d_part in d_parts:
-                total = trees.accumulate(total, d_part)
-            d_total_start = trees.add(d_start, _join(d_starts, 0))
-            return (_join(d_states, 0), d_total_start, total), _join(d_xs, 1)
-
-        return [run.loop for run in runs], finish
-
-    zeros = trees.zero_gradient(weights), trees.zero_gradient(state)
-    d_weights, d_start = trees.vary_alike(zeros, residuals)
-    carry = d_last_state, None if controls.reset is None else d_start, d_weights
-    inputs = kept, (states, xs, controls, d_ys)
-    (d_state, d_start, d_weights), d_xs = _scan_blocks(
-        block, carry, firsts, inputs, plan, reverse=True
-    )
-    if d_start is not None:
-        d_state = trees.add(d_state, d_start)
-    return trees.cast_gradient(d_weights, weights), d_state, d_xs
+    d_states, d_starts, d_parts = zip(*[carry for carry, _ in ends], strict=True)
+    d_state, d_weights = _join(d_states, 0), functools.reduce(trees.add, d_parts)
+    if controls.reset is not None:
+        d_state = trees.add(d_state, _join(d_starts, 0))
+    return trees.cast_gradient(d_weights, weights), d_state, _join([d_xs for _, d_xs in ends], 1)
 
 
-def _cut(sizes: tuple[int, ...], tree: PyTree, axis: int) -> list[PyTree]:
-    """Cut every leaf of `tree` into parts of the given sizes along an axis."""
-    if len(sizes) == 1:
-        return [tree]
-    ends = [0, *itertools.accumulate(sizes)]
+def _parts(plan: Plan) -> list[Callable[..., PyTree]]:
+    """Return functions `(tree, axis)` that cut a part of the batch out of every leaf."""
+    if len(plan.parts) == 1:
+        return [lambda tree, axis: tree]
 
-    def part(start, end):
+    def cut(start, end, tree, axis):
         return jax.tree.map(lambda a: lax.slice_in_dim(a, start, end, axis=axis), tree)
 
-    return list(itertools.starmap(part, itertools.pairwise(ends)))
+    ends = [0, *itertools.accumulate(plan.parts)]
+    return [functools.partial(cut, *pair) for pair in itertools.pairwise(ends)]
 
 
 def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
-    """Undo `_cut`."""
+    """Put what belongs to the parts of the batch together."""
     if len(parts) == 1:
         return parts[0]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
 
 
 def _scan_blocks(
-    block: Callable,
-    carry: PyTree,
-    per_block: PyTree,
-    per_step: PyTree,
+    blocks: list[Callable],
+    carries: list[PyTree],
+    per_step: list[PyTree],
     plan: Plan,
+    per_block: list[PyTree] | None = None,
     reverse: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """Scan over blocks.
+) -> list[tuple[PyTree, PyTree]]:
+    """Scan over the blocks of time, each part of the batch by itself.
 
     Args:
-      block: `(carry, per_block, per_step) -> (loops, finish)`, of one block: loops that do not
-        depend on each other, and a function of their ends that returns (carry, outputs). The
-        leading axis of `per_step` and outputs is the block's length.
-      carry: what passes from block to block.
-      per_block: pytree with a leading axis of ceil(T / length).
-      per_step: pytree with a leading axis of T.
-      plan: the length of a block, and how its loops are run. A single block and the remainder of T
-        run theirs one after the other.
+      blocks: of each part, `(carry, (per_block, per_step)) -> (carry, outputs)`, where the leading
+        axis of `per_step` and outputs is the block's length, or `(carry, per_step)` where
+        nothing is per block.
+      carries: of each part, what passes from block to block.
+      per_step: of each part, pytree with a leading axis of T.
+      plan: the length of a block, and how the loops are run.
+      per_block: of each part, pytree with a leading axis of ceil(T / length).
       reverse: whether to go from the last block to the first.
 
     Returns:
-      The final carry and the outputs of all steps, in time order whatever the direction.
+      Of each part, the final carry and the outputs of all steps, in time order whatever the
+      direction.
     """
     steps, length = jax.tree.leaves(per_step)[0].shape[0], plan.length
-    blocks, rest = divmod(steps, length)
+    count, rest = divmod(steps, length)
+    if per_block is None:
+        inputs = per_step
+    else:
+        inputs = list(zip(per_block, per_step, strict=True))
 
-    def run(carry, inputs):
-        loops, finish = block(carry, *inputs)
-        return finish([side_by_side.scan(loop) for loop in loops])
+    def pieces(inputs, of_block, of_step):
+        if per_block is None:
+            return jax.tree.map(of_step, inputs)
+        return jax.tree.map(of_block, inputs[0]), jax.tree.map(of_step, inputs[1])
 
-    def run_together(carry, inputs):
-        carry, memory = carry
-        loops, finish = block(carry, *inputs)
-        ends, memory = side_by_side.scans(loops, memory)
-        carry, outputs = finish(ends)
-        return (carry, memory), outputs
+    def alone(loop):
+        return scan(loop._replace(step=functools.partial(loop.step, scan)))
 
-    def first_loops(carry, inputs):
-        return block(carry, *jax.tree.map(lambda a: a[0], inputs))[0]
+    def whole(carries):
+        def cut(a):
+            return a[: count * length].reshape(count, length, *a.shape[1:])
+
+        loops = [
+            Loop(block, carry, pieces(given, lambda a: a[:count], cut), reverse)
+            for block, carry, given in zip(blocks, carries, inputs, strict=True)
+        ]
+        ends = side_by_side.scans(loops) if plan.together else list(map(alone, loops))
+        return [
+            (carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs))
+            for carry, outputs in ends
+        ]
+
+    def remainder(carries):
+        return [
+            block(scan, carry, pieces(given, lambda a: a[count], lambda a: a[count * length :]))
+            for block, carry, given in zip(blocks, carries, inputs, strict=True)
+        ]
 
     if steps <= length:
-        return run(carry, (jax.tree.map(lambda a: a[0], per_block), per_step))
-
-    def whole(carry):
-        def cut(a):
-            return a[: blocks * length].reshape(blocks, length, *a.shape[1:])
-
-        inputs = jax.tree.map(lambda a: a[:blocks], per_block), jax.tree.map(cut, per_step)
-        if plan.together:
-            carry = carry, side_by_side.memory(first_loops, carry, inputs)
-            (carry, _), outputs = lax.scan(run_together, carry, inputs, reverse=reverse)
-        else:
-            carry, outputs = lax.scan(run, carry, inputs, reverse=reverse)
-        return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
-
-    def remainder(carry):
-        last = jax.tree.map(lambda a: a[blocks], per_block)
-        return run(carry, (last, jax.tree.map(lambda a: a[blocks * length :], per_step)))
-
+        return [
+            block(scan, carry, pieces(given, lambda a: a[0], lambda a: a))
+            for block, carry, given in zip(blocks, carries, inputs, strict=True)
+        ]
     if rest == 0:
-        return whole(carry)
-    if reverse:
-        carry, tail = remainder(carry)
-        carry, head = whole(carry)
-    else:
-        carry, head = whole(carry)
-        carry, tail = remainder(carry)
-    return carry, jax.tree.map(lambda h, t: jnp.concatenate([h, t]), head, tail)
+        return whole(carries)
+    stages = (remainder, whole) if reverse else (whole, remainder)
+    outputs = []
+    for stage in stages:
+        ends = stage(carries)
+        carries = [carry for carry, _ in ends]
+        outputs.append([out for _, out in ends])
+    heads, tails = outputs[::-1] if reverse else outputs
+    joined = [
+        jax.tree.map(lambda h, t: jnp.concatenate([h, t]), head, tail)
+        for head, tail in zip(heads, tails, strict=True)
+    ]
+    return list(zip(carries, joined, strict=True))

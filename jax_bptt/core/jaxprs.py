@@ -43,14 +43,20 @@ def evaluate(
     """Return the results of `jaxpr`, whose live equations `compute(eqn, operands)` computes."""
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
+    run(live(jaxpr), values, compute)
+    return read(jaxpr.outvars, values)
 
-    def read(v: Any) -> Any:
-        return v.val if isinstance(v, Literal) else values[v]
 
-    for eqn in live(jaxpr):
-        results = compute(eqn, list(map(read, eqn.invars)))
+def run(equations: list[Any], values: dict[Any, Any], compute: Callable = bind) -> None:
+    """Compute equations, and add their results to the values of the variables."""
+    for eqn in equations:
+        results = compute(eqn, read(eqn.invars, values))
         values.update(zip(eqn.outvars, results, strict=True))
-    return list(map(read, jaxpr.outvars))
+
+
+def read(atoms: Sequence[Any], values: dict[Any, Any]) -> list[Any]:
+    """Return the values of an equation's operands, or of a jaxpr's results."""
+    return [v.val if isinstance(v, Literal) else values[v] for v in atoms]
 
 
 def live(jaxpr: Jaxpr) -> list[Any]:
@@ -91,6 +97,35 @@ def exchange_operands(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return bind(eqn, operands)
 
     return _rewritten(fun, compute)
+
+
+def lay_out_for_rows(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return `fun` with its products a^T b, over the rows of both, computed from a copy of a^T.
+
+    XLA on a CPU takes the transpose of the smaller one then, and no slower routine for the product.
+    """
+
+    def compute(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        if _is_matrix_product(eqn):
+            (axes_a, axes_b), _ = eqn.params["dimension_numbers"]
+            if axes_a == axes_b == tuple(range(len(axes_a))):
+                return [_product_over_rows(eqn, *operands, len(axes_a))]
+        return bind(eqn, operands)
+
+    return _rewritten(fun, compute)
+
+
+def _product_over_rows(eqn: Any, a: Any, b: Any, count: int) -> Any:
+    shape = *a.shape[count:], *b.shape[count:]
+    a, b = (m.reshape(math.prod(m.shape[:count]), -1) for m in (a, b))
+
+    def product(a, b):
+        params = eqn.params | {"dimension_numbers": (((1,), (0,)), ((), ()))}
+        # In one dimension there is one layout: else the transpose would be a name for what there is.
+        transposed = lax.optimization_barrier(a.T.reshape(-1)).reshape(a.T.shape)
+        return lax.dot_general(transposed, b, **params)
+
+    return (product(a, b) if a.size <= b.size else product(b, a).T).reshape(shape)
 
 
 def _is_matrix_product(eqn: Any) -> bool:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal, Primitive
 
 from jax_bptt.core import jaxprs
 from jax_bptt.core.types import PyTree
@@ -44,7 +44,7 @@ INDEX = jnp.uint32
 TICKETS = 24
 """Pieces that become ready together; more than eight in either half."""
 
-ALONE = "dot_general", "concatenate"
+ALONE = "dot_general", "concatenate", "loop"
 """Operations that XLA fuses with no other on a CPU: what they read and make is kept in memory."""
 
 EXPENSIVE = "tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "erf", "sin", "cos", "pow"
@@ -65,80 +65,79 @@ def scan(loop: Loop) -> tuple[PyTree, PyTree]:
     return lax.scan(loop.step, loop.carry, loop.inputs, reverse=loop.reverse)
 
 
-class Scratch(NamedTuple):
-    """What a loop writes besides its carry.
-
-    Attributes:
-      position: of the step.
-      more: whether there is a further step.
-      outputs: what the steps emit, stacked.
-      temporaries: what XLA keeps in memory in a step.
-    """
-
-    position: Array
-    more: Array
-    outputs: list[Array]
-    temporaries: list[Array]
-
-
-class Memory(NamedTuple):
-    """What `scans` keeps from call to call: its tickets, and a scratch for each loop."""
-
-    tickets: list[Array]
-    scratches: list[Scratch]
-
-
-def memory(loops: Callable[..., list[Loop]], *args: PyTree) -> Memory:
-    """Return what the first call of `scans` takes, for loops such as `loops(*args)` returns."""
-
-    def scratch(loop):
-        step = _trace(loop)
-        outputs = [jnp.zeros((_length(loop), *a.shape), a.dtype) for a in step.outputs]
-        temporaries = [jnp.zeros(a.shape, a.dtype) for a in step.temporaries]
-        return Scratch(index(0), jnp.asarray(False), outputs, temporaries)
-
-    shapes = jax.eval_shape(lambda *args: list(map(scratch, loops(*args))), *args)
-    scratches = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return Memory([index(k) for k in range(TICKETS)], scratches)
-
-
-def scans(loops: list[Loop], memory: Memory) -> tuple[list[tuple[PyTree, PyTree]], Memory]:
+def scans(loops: list[Loop]) -> list[tuple[PyTree, PyTree]]:
     """Run two or more loops as `scan` does each of them, side by side.
 
-    Meant for the body of another loop, which carries the memory from call to call.
-
     Args:
-      loops: independent of each other.
-      memory: from `memory`, or from the last call. What the last call returned as outputs lies in
-        it and is overwritten.
+      loops: independent of each other. Their steps take one argument more, the first: `scan`, or
+        what stands for it here, to run loops of their own.
 
     Returns:
-      What `scan` returns of each loop, and the memory of the next call.
+      What `scan` returns of each loop.
     """
-    steps = list(map(_trace, loops))
+    traced = [_trace(loop._replace(step=functools.partial(loop.step, _mark))) for loop in loops]
+    steps, consts = zip(*traced, strict=True)
+    ahead = [step.ahead(c) for step, c in zip(steps, consts, strict=True)]
+    scratches = _zeros([step.scratch() for step in steps], after(index(0), loops[0].inputs))
+    args = [
+        (
+            list(values.values()),
+            jax.tree.leaves(loop.carry),
+            step.read(jax.tree.leaves(loop.inputs)),
+            scratch,
+        )
+        for loop, step, values, scratch in zip(loops, steps, ahead, scratches, strict=True)
+    ]
     # Else the gate would wait for what its one element of each is made of, not for the whole.
-    inputs = lax.optimization_barrier(
-        [step.read(jax.tree.leaves(loop.inputs)) for loop, step in zip(loops, steps, strict=True)]
-    )
-    ready = [loop.carry for loop in loops], inputs, memory
-    tickets = _hand_out(after(_zero(memory.tickets[0]), ready), memory.tickets)
-    zeros = [_zero(tickets[k * (TICKETS - 1) // (len(loops) - 1)]) for k in range(len(loops))]
-    given = zip(loops, steps, inputs, memory.scratches, zeros, strict=True)
-    ends = list(itertools.starmap(_run, given))
-    # Read once more after the loops: nothing of one loop takes the memory of the other's inputs.
-    first = after(tickets[0], (ends, inputs))
+    args = lax.optimization_barrier(args)
+    tickets = _hand_out(after(index(0), args))
+    ends = []
+    for k, (step, values, given) in enumerate(zip(steps, ahead, args, strict=True)):
+        fixed, carry, inputs, scratch = given
+        zero = _zero(tickets[k * (TICKETS - 1) // (len(loops) - 1)])
+        start = scratch._replace(count=scratch.count + zero, position=scratch.position + zero)
+        ends.append(step.run(dict(zip(values, fixed, strict=True)), carry, inputs, start))
     results = [
-        (carry, step.emitted(scratch.outputs))
+        jax.tree.unflatten(step.structure, [*carry, *scratch.outputs])
         for (carry, scratch), step in zip(ends, steps, strict=True)
     ]
-    return results, Memory([first, *tickets[1:]], [scratch for _, scratch in ends])
+    alive = ends, [(fixed, inputs) for fixed, _, inputs, _ in args]
+    return _at_last(results, after(tickets[0], alive), (alive, tickets))
 
 
-def _hand_out(gate: Array, tickets: list[Array]) -> list[Array]:
+def _zeros(shapes: PyTree, i: Array) -> PyTree:
+    """Return zeros where `shapes` has shapes, each in memory of its own.
+
+    Equal constants are one to XLA, which then copies it; `i` is any index that is no constant.
+    """
+    leaves, structure = jax.tree.flatten(shapes)
+    for k, a in enumerate(leaves):
+        if isinstance(a, jax.ShapeDtypeStruct):
+            i = _zero(i + index(1))
+            number = jnp.zeros(a.shape, a.dtype) if _is_key(a) else jnp.full(a.shape, i.astype(a.dtype))
+            leaves[k] = number
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _hand_out(gate: Array) -> list[Array]:
     """Return the tickets, all of them ready as soon as the gate is."""
     # What is expensive is computed once: else each ticket would wait for all that the gate does.
     gate = _zero(lax.bitcast_convert_type(jnp.exp(gate.astype(jnp.float32)), INDEX))
-    return [gate + ticket for ticket in tickets]
+    return [gate + index(k) for k in range(TICKETS)]
+
+
+def _at_last(results: PyTree, last: Array, alive: PyTree) -> PyTree:
+    """Return `results`, when the index `last`, a zero, is there; all else is alive up to then.
+
+    They go through a loop without a step: XLA removes from a carry what is not read afterwards.
+    """
+
+    def body(state):
+        last, results = state
+        last = after(last, alive)
+        return last, jax.tree.map(lambda a: jnp.where(last > index(1), a, jnp.zeros_like(a)), results)
+
+    return lax.while_loop(lambda state: state[0] > index(0), body, (last, results))[1]
 
 
 def differentiable(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -156,90 +155,162 @@ def differentiable(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return together
 
 
+class Scratch(NamedTuple):
+    """What a loop writes besides its carry.
+
+    Attributes:
+      count: of steps, from the first call on.
+      position: of the step.
+      more: whether there is a further step.
+      outputs: what the steps emit, stacked.
+      temporaries: what XLA keeps in memory in a step.
+      loops: scratches of the loops in a step.
+    """
+
+    count: Array
+    position: Array
+    more: Array
+    outputs: list[Array]
+    temporaries: list[Array]
+    loops: list["Scratch"]
+
+
 class _Step(NamedTuple):
     """The step of a loop, traced.
 
     Attributes:
-      jaxpr: takes the leaves of the carry and of one step's inputs.
-      consts: of the jaxpr.
-      kept: its variables that XLA keeps in memory.
-      structures: of the carry, and of what a step emits.
+      jaxpr: takes the leaves of the carry and of one step's inputs, and returns those of the carry
+        and of what a step emits.
+      carried: how many leaves the carry has.
+      length: of the loop.
+      reverse: whether it goes from the last input to the first.
+      structure: of what the loop returns.
     """
 
     jaxpr: Jaxpr
-    consts: Sequence[Any]
-    kept: list[Any]
-    structures: tuple[PyTree, PyTree]
+    carried: int
+    length: int
+    reverse: bool
+    structure: PyTree
 
     @property
-    def outputs(self) -> list[Any]:
-        """Shapes and dtypes of what a step emits."""
-        return [v.aval for v in self.jaxpr.outvars[self.structures[0].num_leaves :]]
+    def emitted(self) -> list[Any]:
+        """Variables of the jaxpr that a step emits."""
+        return self.jaxpr.outvars[self.carried :]
 
     @property
-    def temporaries(self) -> list[Any]:
-        """Shapes and dtypes of what is kept."""
-        return [v.aval for v in self.kept]
+    def start(self) -> Array:
+        """The position of the first step."""
+        return index(self.length - 1 if self.reverse else 0)
 
-    def read(self, inputs: list[Array]) -> list[Array | None]:
+    def scratch(self) -> Scratch:
+        """Return what the loop writes besides its carry, before it does."""
+
+        def zeros(variables, *length):
+            return [jax.ShapeDtypeStruct((*length, *v.aval.shape), v.aval.dtype) for v in variables]
+
+        loops = [eqn.params["step"] for eqn in jaxprs.live(self.jaxpr) if eqn.primitive is _LOOP]
+        temporaries = zeros(_temporaries(self.jaxpr, self.carried))
+        outputs = zeros(self.emitted, self.length)
+        scratches = [step.scratch() for step in loops]
+        return Scratch(index(0), self.start, jnp.asarray(False), outputs, temporaries, scratches)
+
+    def read(self, inputs: Sequence[Array]) -> list[Array | None]:
         """Return the leaves of the inputs, None for those that no equation reads."""
         read = jaxprs.read_variables(self.jaxpr)
-        own = self.jaxpr.invars[self.structures[0].num_leaves :]
+        own = self.jaxpr.invars[self.carried :]
         return [a if v in read else None for a, v in zip(inputs, own, strict=True)]
 
-    def emitted(self, outputs: list[Array]) -> PyTree:
-        """Return the leaves of what steps emit as the step returns them."""
-        return jax.tree.unflatten(self.structures[1], outputs)
+    def ahead(self, consts: Sequence[Any]) -> dict[Any, Array]:
+        """Return the values of the jaxpr's constants, and of what follows from them alone."""
+        values = dict(zip(self.jaxpr.constvars, consts, strict=True))
+        jaxprs.run(_ahead(self.jaxpr), values)
+        return values
 
-    def run(self, carry: PyTree, inputs: list[Array | None]) -> tuple[PyTree, list, list]:
-        """Return the carry, the leaves of what the step emits, and what is kept."""
-        kept = {}
+    def run(
+        self,
+        constants: dict[Any, Array],
+        carry: Sequence[Array],
+        inputs: Sequence[Array | None],
+        scratch: Scratch,
+    ) -> tuple[list[Array], Scratch]:
+        """Run the loop; return its carry and the scratch."""
+        kept = set(_temporaries(self.jaxpr, self.carried))
 
-        def compute(eqn, operands):
-            results = jaxprs.bind(eqn, operands)
-            for k, v in enumerate(eqn.outvars):
-                if v in self.kept:
-                    results[k] = kept[v] = lax.optimization_barrier(results[k])
-            return results
+        def body(state):
+            carry, scratch = state
+            values, scratches = dict(constants), iter(scratch.loops)
+            entries = [None if a is None else _at(a, scratch.position) for a in inputs]
+            values.update(zip(self.jaxpr.invars, [*carry, *entries], strict=True))
+            written = []
 
-        leaves = [*jax.tree.leaves(carry), *inputs]
-        results = jaxprs.evaluate(self.jaxpr, self.consts, leaves, compute)
-        carried = self.structures[0].num_leaves
-        carry = jax.tree.unflatten(self.structures[0], results[:carried])
-        return carry, results[carried:], [kept[v] for v in self.kept]
+            def keep(variables):
+                for v in kept.intersection(variables):
+                    values[v] = lax.optimization_barrier(values[v])
+
+            def compute(eqn, operands):
+                if eqn.primitive is not _LOOP:
+                    return jaxprs.bind(eqn, operands)
+                results, after = eqn.params["step"].enter(operands, next(scratches))
+                written.append(after)
+                return results
+
+            keep(self.jaxpr.invars)
+            for eqn in jaxprs.live(self.jaxpr):
+                if not values.keys() >= set(eqn.outvars):
+                    jaxprs.run([eqn], values, compute)
+                    keep(eqn.outvars)
+            results = jaxprs.read(self.jaxpr.outvars, values)
+            carry, entries = results[: self.carried], results[self.carried :]
+            outputs = _put(scratch.outputs, entries, scratch.position)
+            # The position is overwritten in place, once all that reads it is done.
+            temporaries = [values[v] for v in _temporaries(self.jaxpr, self.carried)]
+            count = after(scratch.count + index(1), (outputs, carry))
+            done = count % index(self.length)
+            position = self.start - done if self.reverse else done
+            more = done != index(0)
+            return carry, Scratch(count, position, more, outputs, temporaries, written)
+
+        more = scratch.more | (scratch.count <= index(2**31))
+        scratch = scratch._replace(more=more)
+        return lax.while_loop(lambda state: state[1].more, body, (list(carry), scratch))
+
+    def enter(self, operands: Sequence[Array], scratch: Scratch) -> tuple[list[Array], Scratch]:
+        """Run the loop within another's step: its constants, carry and inputs in one list."""
+        count = len(self.jaxpr.constvars)
+        consts, args = operands[:count], operands[count:]
+        carry, inputs = args[: self.carried], args[self.carried :]
+        constants = dict(zip(self.jaxpr.constvars, consts, strict=True))
+        carry, scratch = self.run(constants, carry, self.read(inputs), scratch)
+        return [*carry, *scratch.outputs], scratch
 
 
-def _trace(loop: Loop) -> _Step:
+_LOOP = Primitive("loop")
+"""Stands for a loop in the traced step of another, which it has as its parameter `step`."""
+
+_LOOP.multiple_results = True
+
+
+@_LOOP.def_abstract_eval
+def _loop_shapes(*args, step):
+    stacked = [v.aval.update(shape=(step.length, *v.aval.shape)) for v in step.emitted]
+    return [v.aval for v in step.jaxpr.outvars[: step.carried]] + stacked
+
+
+def _mark(loop: Loop) -> tuple[PyTree, PyTree]:
+    """Take the place of `scan` in a step that is traced."""
+    step, consts = _trace(loop)
+    leaves = jax.tree.leaves((loop.carry, loop.inputs))
+    return jax.tree.unflatten(step.structure, _LOOP.bind(*consts, *leaves, step=step))
+
+
+def _trace(loop: Loop) -> tuple[_Step, Sequence[Any]]:
+    """Return the traced step and its constants."""
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loop.inputs)
     closed, shapes = jax.make_jaxpr(jaxprs.inline(loop.step), return_shape=True)(loop.carry, first)
-    carry, output = map(jax.tree.structure, shapes)
-    kept = _temporaries(closed.jaxpr, closed.jaxpr.invars[: carry.num_leaves])
-    return _Step(closed.jaxpr, closed.consts, kept, (carry, output))
-
-
-def _length(loop: Loop) -> int:
-    return jax.tree.leaves(loop.inputs)[0].shape[0]
-
-
-def _run(
-    loop: Loop, step: _Step, inputs: list[Array | None], scratch: Scratch, zero: Array
-) -> tuple[PyTree, Scratch]:
-    """Run a loop that begins when the index `zero` is there; return its carry and the scratch."""
-    steps = _length(loop)
-
-    def body(state):
-        carry, (i, _, outputs, _) = state
-        carry, output, temporaries = step.run(carry, _at(inputs, i))
-        outputs = _put(outputs, output, i)
-        # The position is overwritten in place, once all that reads it is done.
-        i = after(i - index(1) if loop.reverse else i + index(1), (outputs, carry))
-        return carry, Scratch(i, i < index(steps), outputs, temporaries)
-
-    # Both are made of what the last call left, so that they lie where that did.
-    start = _zero(scratch.position) + zero + index(steps - 1 if loop.reverse else 0)
-    more = scratch.more | (start < index(steps))
-    scratch = scratch._replace(position=start, more=more)
-    return lax.while_loop(lambda state: state[1].more, body, (loop.carry, scratch))
+    carried, length = len(jax.tree.leaves(loop.carry)), len(jax.tree.leaves(loop.inputs)[0])
+    step = _Step(closed.jaxpr, carried, length, loop.reverse, jax.tree.structure(shapes))
+    return step, closed.consts
 
 
 def index(i: int) -> Array:
@@ -294,7 +365,19 @@ def _put(tree: PyTree, entry: PyTree, i: Array) -> PyTree:
     return jax.tree.map(lambda a, e: lax.dynamic_update_index_in_dim(a, e, i, 0), tree, entry)
 
 
-def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> list[Any]:
+def _ahead(jaxpr: Jaxpr) -> list[Any]:
+    """Return the equations that follow from constants alone, but for those that only repeat."""
+    fixed, equations = set(jaxpr.constvars), []
+    for eqn in jaxprs.live(jaxpr):
+        inputs = jaxprs.variables(eqn.invars)
+        size = sum(v.aval.size for v in eqn.outvars)
+        if inputs and fixed.issuperset(inputs) and size <= sum(v.aval.size for v in inputs):
+            equations.append(eqn)
+            fixed.update(eqn.outvars)
+    return equations
+
+
+def _temporaries(jaxpr: Jaxpr, carried: int) -> list[Any]:
     """Return which variables of a step XLA keeps in memory, among those that differ by the step.
 
     They are what `ALONE` reads and makes; what is `EXPENSIVE` and read more than once; the results
@@ -317,24 +400,41 @@ def _temporaries(jaxpr: Jaxpr, carry: list[Any]) -> list[Any]:
             return False
         return any(map(shared, reader.outvars))
 
-    moving, carried, kept = set(jaxpr.invars), set(carry), set()
+    moving, old, kept = set(jaxpr.invars), set(jaxpr.invars[:carried]), set()
     for eqn in equations:
         name, inputs = eqn.primitive.name, set(jaxprs.variables(eqn.invars))
         if not moving & inputs:
             continue
         moving.update(eqn.outvars)
-        if name in ALONE:
+        if name in ALONE and name != "concatenate":
             kept |= moving & inputs
         if name in (*ALONE, "optimization_barrier"):
             kept.update(eqn.outvars)
+        elif name.startswith("reduce_"):
+            kept.update(eqn.outvars)
         elif name in EXPENSIVE:
             kept.update(filter(shared, eqn.outvars))
-        elif carried & inputs:
+        elif old & inputs:
             kept.update(v for v in eqn.outvars if len(readers[v]) > 1)
-            carried |= set(eqn.outvars) - kept
-    new = jaxprs.variables(jaxpr.outvars[: len(carry)])
-    kept = {same.get(v, v) for v in kept} - {same.get(v, v) for v in new}
-    return [v for eqn in equations for v in eqn.outvars if v in kept]
+            old |= set(eqn.outvars) - kept
+    made_in = {v: eqn.primitive.name for eqn in equations for v in eqn.outvars}
+    shapes = collections.defaultdict(list)
+    for v in [*jaxpr.invars, *made_in]:
+        if v in kept:
+            shapes[same.get(v, v)].append(v)
+    for v in jaxprs.variables(jaxpr.outvars[:carried]):
+        shapes.pop(same.get(v, v), None)
+    chosen = set()
+    for base, others in shapes.items():
+        if made_in.get(base) in ("dot_general", "loop"):
+            chosen.add(base)
+            continue
+        # What is cheap is made anew for another shape.
+        chosen.add(others[-1])
+        if any(eqn.primitive.name not in ("reshape", "optimization_barrier") for eqn in readers[base]):
+            chosen.add(base)
+    made = [v for eqn in equations if eqn.primitive is not _LOOP for v in eqn.outvars]
+    return [v for v in [*jaxpr.invars[carried:], *made] if v in chosen]
 
 
 def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
@@ -347,6 +447,8 @@ def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
         elif name == "optimization_barrier":
             pairs = zip(eqn.outvars, eqn.invars, strict=True)
             same.update((new, same.get(v, v)) for new, v in pairs if v in inputs)
+        elif name == "reshape" and inputs:
+            same.update((eqn.outvars[0], same.get(v, v)) for v in inputs)
         elif name in ("add", "add_any") and zeros & set(inputs):
             same.update((eqn.outvars[0], same.get(v, v)) for v in inputs if v not in zeros)
     return same

@@ -104,7 +104,7 @@ def test_sequence_options(bench, tmp_path):
 
 @pytest.mark.slow
 def test_memory_and_compile(bench, tmp_path):
-    status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "4096,4,3,8")
+    status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "8192,4,3,8")
     assert status == 0
     entries = timed(report["rows"][0])
     assert entries["plain scan"]["share_of_plain"] == 1
