@@ -134,7 +134,7 @@ def _linearize_gated(
 
     def accumulate(emitted):
         d_states, d_drives, d_feedbacks = emitted
-        (d_weights,) = jaxprs.lay_out_for_rows(pull_mix)(d_feedbacks)
+        (d_weights,) = (jaxprs.lay_out_for_rows(pull_mix) if jax.tree.leaves(d_feedbacks)[0].shape[-1]<512 else pull_mix)(d_feedbacks)
         if in_pointwise:
             _, pull = trees.inexact_vjp(
                 lambda w: over_time(cell, step.pointwise)(w, prevs, drives, feedbacks), weights
@@ -284,7 +284,7 @@ def reverse(
     def finish(end):
         d_state, d_start, _, emitted = run.finish(end)
         d_step, d_drives = linearization.accumulate(emitted)
-        d_project, d_xs = jaxprs.lay_out_for_rows(pull_project)(d_drives)
+        d_project, d_xs = (jaxprs.lay_out_for_rows(pull_project) if jax.tree.leaves(d_state)[0].shape[-1]<512 else pull_project)(d_drives)
         d_weights = trees.add(d_step, d_project)
         if d_readout is not None:
             d_weights = trees.add(d_weights, d_readout)

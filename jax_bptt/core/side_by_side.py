@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Jaxpr, Literal, Primitive
+from jax.extend.core import Jaxpr, Literal, Primitive, Var
 
 from jax_bptt.core import jaxprs
 from jax_bptt.core.types import PyTree
@@ -95,7 +95,7 @@ def scans(loops: list[Loop]) -> list[tuple[PyTree, PyTree]]:
     for k, (step, values, given) in enumerate(zip(steps, ahead, args, strict=True)):
         fixed, carry, inputs, scratch = given
         zero = _zero(tickets[k * (TICKETS - 1) // (len(loops) - 1)])
-        start = scratch._replace(count=scratch.count + zero, position=scratch.position + zero)
+        start = scratch._replace(count=scratch.count + zero, before=scratch.before + zero)
         ends.append(step.run(dict(zip(values, fixed, strict=True)), carry, inputs, start))
     results = [
         jax.tree.unflatten(step.structure, [*carry, *scratch.outputs])
@@ -159,7 +159,8 @@ class Scratch(NamedTuple):
     """What a loop writes besides its carry.
 
     Attributes:
-      count: of steps, from the first call on.
+      count: of steps, of all runs.
+      before: the count when this run began.
       position: of the step.
       more: whether there is a further step.
       outputs: what the steps emit, stacked.
@@ -168,6 +169,7 @@ class Scratch(NamedTuple):
     """
 
     count: Array
+    before: Array
     position: Array
     more: Array
     outputs: list[Array]
@@ -198,10 +200,9 @@ class _Step(NamedTuple):
         """Variables of the jaxpr that a step emits."""
         return self.jaxpr.outvars[self.carried :]
 
-    @property
-    def start(self) -> Array:
-        """The position of the first step."""
-        return index(self.length - 1 if self.reverse else 0)
+    def at(self, done: Array) -> Array:
+        """Return the position of a step after so many others."""
+        return index(self.length - 1) - done if self.reverse else done
 
     def scratch(self) -> Scratch:
         """Return what the loop writes besides its carry, before it does."""
@@ -211,9 +212,10 @@ class _Step(NamedTuple):
 
         loops = [eqn.params["step"] for eqn in jaxprs.live(self.jaxpr) if eqn.primitive is _LOOP]
         temporaries = zeros(_temporaries(self.jaxpr, self.carried))
+        temporaries += [jax.ShapeDtypeStruct((2, *v.aval.shape), v.aval.dtype) for v in _overwritten(self.jaxpr, self.carried)]
         outputs = zeros(self.emitted, self.length)
         scratches = [step.scratch() for step in loops]
-        return Scratch(index(0), self.start, jnp.asarray(False), outputs, temporaries, scratches)
+        return Scratch(index(0), index(0), index(0), jnp.asarray(False), outputs, temporaries, scratches)
 
     def read(self, inputs: Sequence[Array]) -> list[Array | None]:
         """Return the leaves of the inputs, None for those that no equation reads."""
@@ -236,13 +238,17 @@ class _Step(NamedTuple):
     ) -> tuple[list[Array], Scratch]:
         """Run the loop; return its carry and the scratch."""
         kept = set(_temporaries(self.jaxpr, self.carried))
+        overwritten = _overwritten(self.jaxpr, self.carried)
 
         def body(state):
             carry, scratch = state
             values, scratches = dict(constants), iter(scratch.loops)
             entries = [None if a is None else _at(a, scratch.position) for a in inputs]
             values.update(zip(self.jaxpr.invars, [*carry, *entries], strict=True))
-            written = []
+            copies, written = {}, []
+            spare = scratch.temporaries[len(kept) :]
+            for v, space in zip(overwritten, spare, strict=True):
+                copies[v] = _put(space, values[v], scratch.count >> index(31))
 
             def keep(variables):
                 for v in kept.intersection(variables):
@@ -250,9 +256,12 @@ class _Step(NamedTuple):
 
             def compute(eqn, operands):
                 if eqn.primitive is not _LOOP:
-                    return jaxprs.bind(eqn, operands)
-                results, after = eqn.params["step"].enter(operands, next(scratches))
-                written.append(after)
+                    own = [copies[v][0] if isinstance(v, Var) and v in copies else a for v,a in zip(eqn.invars, operands)]
+                    return jaxprs.bind(eqn, own)
+                inner = next(scratches)
+                inner = inner._replace(count=after(inner.count, list(copies.values())))
+                results, inner = eqn.params["step"].enter(operands, inner)
+                written.append(inner)
                 return results
 
             keep(self.jaxpr.invars)
@@ -265,23 +274,25 @@ class _Step(NamedTuple):
             outputs = _put(scratch.outputs, entries, scratch.position)
             # The position is overwritten in place, once all that reads it is done.
             temporaries = [values[v] for v in _temporaries(self.jaxpr, self.carried)]
+            temporaries += copies.values()
             count = after(scratch.count + index(1), (outputs, carry))
-            done = count % index(self.length)
-            position = self.start - done if self.reverse else done
-            more = done != index(0)
-            return carry, Scratch(count, position, more, outputs, temporaries, written)
+            position, more = self.at(count - before), count - before != index(self.length)
+            return carry, Scratch(count, before, position, more, outputs, temporaries, written)
 
-        more = scratch.more | (scratch.count <= index(2**31))
-        scratch = scratch._replace(more=more)
-        return lax.while_loop(lambda state: state[1].more, body, (list(carry), scratch))
+        before = scratch.before
+        position, more = self.at(scratch.count - before), scratch.more | (scratch.count <= before)
+        state = list(carry), scratch._replace(position=position, more=more)
+        carry, scratch = lax.while_loop(lambda state: state[1].more, body, state)
+        return carry, scratch._replace(before=after(before + index(self.length), carry))
 
     def enter(self, operands: Sequence[Array], scratch: Scratch) -> tuple[list[Array], Scratch]:
-        """Run the loop within another's step: its constants, carry and inputs in one list."""
+        """Run the loop within another's step, as `_mark` has put it there."""
         count = len(self.jaxpr.constvars)
-        consts, args = operands[:count], operands[count:]
-        carry, inputs = args[: self.carried], args[self.carried :]
-        constants = dict(zip(self.jaxpr.constvars, consts, strict=True))
-        carry, scratch = self.run(constants, carry, self.read(inputs), scratch)
+        constants = dict(zip(self.jaxpr.constvars, operands[:count], strict=True))
+        carry, given = operands[count : count + self.carried], iter(operands[count + self.carried :])
+        own = self.jaxpr.invars[self.carried :]
+        inputs = [None if read is None else next(given) for read in self.read(own)]
+        carry, scratch = self.run(constants, carry, inputs, scratch)
         return [*carry, *scratch.outputs], scratch
 
 
@@ -300,8 +311,9 @@ def _loop_shapes(*args, step):
 def _mark(loop: Loop) -> tuple[PyTree, PyTree]:
     """Take the place of `scan` in a step that is traced."""
     step, consts = _trace(loop)
-    leaves = jax.tree.leaves((loop.carry, loop.inputs))
-    return jax.tree.unflatten(step.structure, _LOOP.bind(*consts, *leaves, step=step))
+    inputs = [a for a in step.read(jax.tree.leaves(loop.inputs)) if a is not None]
+    results = _LOOP.bind(*consts, *jax.tree.leaves(loop.carry), *inputs, step=step)
+    return jax.tree.unflatten(step.structure, results)
 
 
 def _trace(loop: Loop) -> tuple[_Step, Sequence[Any]]:
@@ -435,6 +447,19 @@ def _temporaries(jaxpr: Jaxpr, carried: int) -> list[Any]:
             chosen.add(base)
     made = [v for eqn in equations if eqn.primitive is not _LOOP for v in eqn.outvars]
     return [v for v in [*jaxpr.invars[carried:], *made] if v in chosen]
+
+
+def _overwritten(jaxpr: Jaxpr, carried: int) -> list[Any]:
+    """Return what of the carry a loop of the step goes on with, while something else reads it."""
+    by_loop, by_others = set(), set()
+    for eqn in jaxprs.live(jaxpr):
+        if eqn.primitive is _LOOP:
+            step = eqn.params["step"]
+            count = len(step.jaxpr.constvars)
+            by_loop.update(jaxprs.variables(eqn.invars[count : count + step.carried]))
+        else:
+            by_others.update(jaxprs.variables(eqn.invars))
+    return [v for v in jaxpr.invars[:carried] if v in by_loop & by_others]
 
 
 def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
