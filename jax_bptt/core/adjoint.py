@@ -47,6 +47,10 @@ class Linearization(NamedTuple):
     accumulate: Callable[..., tuple[PyTree, PyTree]]
 
 
+def _as_it_is(pull: Callable) -> Callable:
+    return pull
+
+
 def linearize(
     cell: Cell,
     weights: PyTree,
@@ -54,13 +58,16 @@ def linearize(
     states: PyTree,
     drives: PyTree,
     kept: list[Array] | None = None,
+    products: Callable = _as_it_is,
 ) -> Linearization:
     """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives.
 
-    `kept` are the residuals as `forward` returned them; None to compute them again.
+    `kept` are the residuals as `forward` returned them; None to compute them again. `products` is
+    given the function that computes a gated step's gradient of the weights, to compute it another
+    way.
     """
     if isinstance(cell.step, GatedStep):
-        return _linearize_gated(cell, cell.step, weights, prevs, states, drives, kept)
+        return _linearize_gated(cell, cell.step, weights, prevs, states, drives, kept, products)
     if isinstance(cell.step, DiagonalStep):
         return _linearize_diagonal(cell, cell.step, weights, prevs, drives)
     return _linearize_plain(cell, weights, prevs, drives)
@@ -107,6 +114,7 @@ def _linearize_gated(
     states: PyTree,
     drives: PyTree,
     kept: list[Array] | None,
+    products: Callable,
 ) -> Linearization:
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
     bwd = pair(step)[1]
@@ -134,7 +142,7 @@ def _linearize_gated(
 
     def accumulate(emitted):
         d_states, d_drives, d_feedbacks = emitted
-        (d_weights,) = (jaxprs.lay_out_for_rows(pull_mix) if jax.tree.leaves(d_feedbacks)[0].shape[-1]<512 else pull_mix)(d_feedbacks)
+        (d_weights,) = products(pull_mix)(d_feedbacks)
         if in_pointwise:
             _, pull = trees.inexact_vjp(
                 lambda w: over_time(cell, step.pointwise)(w, prevs, drives, feedbacks), weights
@@ -257,6 +265,7 @@ def reverse(
     d_state: PyTree,
     d_ys: PyTree | None,
     kept: list[Array] | None = None,
+    transposed: bool = False,
 ) -> Run:
     """Return the explicit reverse pass over a stretch of K steps.
 
@@ -274,9 +283,11 @@ def reverse(
       d_state: what reaches s_K from beyond the stretch.
       d_ys: cotangents of y_1..y_K, or None for none.
       kept: residuals from `forward`, or None to compute them again.
+      transposed: whether the products of weight gradients are of transposed copies.
     """
+    products = jaxprs.transpose_rows if transposed else _as_it_is
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
-    linearization = linearize(cell, weights, prevs, states, drives, kept)
+    linearization = linearize(cell, weights, prevs, states, drives, kept, products)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
 
     run = reverse_run(linearization, d_state, d_states, controls)
@@ -284,7 +295,7 @@ def reverse(
     def finish(end):
         d_state, d_start, _, emitted = run.finish(end)
         d_step, d_drives = linearization.accumulate(emitted)
-        d_project, d_xs = (jaxprs.lay_out_for_rows(pull_project) if jax.tree.leaves(d_state)[0].shape[-1]<512 else pull_project)(d_drives)
+        d_project, d_xs = products(pull_project)(d_drives)
         d_weights = trees.add(d_step, d_project)
         if d_readout is not None:
             d_weights = trees.add(d_weights, d_readout)

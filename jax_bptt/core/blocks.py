@@ -23,12 +23,14 @@ class Plan(NamedTuple):
       keep: whether the forward pass keeps the residuals of the steps.
       parts: sizes of the parts of the first batch axis, each with a loop of its own.
       together: whether these loops run side by side, rather than one after the other.
+      transposed: whether the products of weight gradients are of transposed copies.
     """
 
     length: int
     keep: bool
     parts: tuple[int, ...]
     together: bool
+    transposed: bool
 
 
 def forward(
@@ -68,7 +70,7 @@ def backward(
         (states, kept), (xs, controls, d_ys) = own, part(shared, 1)
         prevs = primal.previous_states(start, first, states, controls)
         run = adjoint.reverse(
-            cell, weights, prevs, states, xs, controls, d_state, d_ys, kept
+            cell, weights, prevs, states, xs, controls, d_state, d_ys, kept, plan.transposed
         )
         d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))
         d_weights = trees.accumulate(d_weights, d_part)
@@ -81,7 +83,9 @@ def backward(
     carries = [
         (
             part(d_last_state, 0),
-            None if controls.reset is None else trees.vary_alike(trees.zero_gradient(start), residuals),
+            None
+            if controls.reset is None
+            else trees.vary_alike(trees.zero_gradient(start), residuals),
             d_weights,
         )
         for part, start in zip(parts, starts, strict=True)

@@ -134,15 +134,14 @@ def bptt(
             length = steps
         if length is None:
             devices = jax.local_device_count()
-            length = automatic_block_length(steps, math.prod(batch), size, devices)
-            # Halves want two blocks.
-            length = min(length, -(-steps // 2)) if split else length
+            length = automatic_block_length(steps, math.prod(batch), size, devices, halves=split)
         split = split and length < steps
         return blocks.Plan(
             length=max(1, min(length, steps)),
             keep=_is_cpu() and each >= KEEP if recompute is None else not recompute,
             parts=(batch[0] // 2, batch[0] - batch[0] // 2) if split else (math.prod(batch[:1]),),
             together=split,
+            transposed=split and each < KEEP,
         )
 
     def run(fun, cell, plan, *args):
@@ -164,7 +163,9 @@ def bptt(
     return Algorithm(forward, backward)
 
 
-def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int = 1) -> int:
+def automatic_block_length(
+    steps: int, batch: int, step_bytes: int, devices: int = 1, halves: bool = False
+) -> int:
     """Return the block length for T = `steps` when the user names none.
 
     Among the lengths within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the nearest
@@ -177,10 +178,15 @@ def automatic_block_length(steps: int, batch: int, step_bytes: int, devices: int
       devices: of the host. Several have a core each at the most, whose own cache is smaller, and
         no threads to wake: they take the least rows (two devices, one core each, an LSTM of
         H = 128: 124 ms with 512 rows a device, 153 ms with 2048).
+      halves: whether two loops run side by side, each a half of the batch: their blocks, of which
+        all is kept apart, are half as long, and there are two at least.
     """
     least, most = (max(1, rows // max(batch, 1)) for rows in ROWS)
+    most, drive = (max(most // 2, least), DRIVE_BYTES // 2) if halves else (most, DRIVE_BYTES)
     most = most if devices == 1 else least
-    target = min(max(DRIVE_BYTES // max(step_bytes, 1), least), most)
+    target = min(max(drive // max(step_bytes, 1), least), most)
+    if halves:
+        target = min(target, -(-steps // 2))
     if steps <= target:
         return max(steps, 1)
     near = [k for k in range(-(-target // 2), 2 * target + 1) if steps % k == 0]

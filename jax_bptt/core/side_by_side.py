@@ -1,30 +1,29 @@
 """Loops that XLA runs side by side on a CPU, one core each.
 
 A step of a recurrence is too small for several cores: they would have to meet many times in it.
-Two halves of a batch are two recurrences that meet once, after the loop. XLA's executor on a CPU
-runs what is ready side by side as long as no two pieces write the same memory, and three things
+Two halves of a batch are two recurrences that meet once, after the last step. XLA's executor on a
+CPU runs what is ready side by side as long as no two pieces write the same memory, and three things
 stand in the way of two loops:
 
 - The temporaries of a body lie in memory that is shared with whatever is not alive at the same
   place of the program's order, the other loop's too, which reads as a dependence. Here every
-  temporary is part of the carry, and alive from call to call, as is what the loops emit.
+  temporary is part of the carry, and so is what a loop emits, down to the loops in its step.
 - Work goes to another thread only where more than eight pieces are ready at once: half of them.
   So a number of idle tickets become ready together with the first step of each loop, one loop at
   either end of the queue.
 - What nobody reads is removed, and what is cheap is computed where it is read. `after` makes an
   index wait for arrays by an operation that XLA does not see through.
 
-Between two calls nothing is filled with zeros or copied: what the loops write is carried over. Of
-the 1.65 ms that a block took in the forward pass of an LSTM (32 steps, B = 32, H = 128), 0.16 ms
-went there, some of it for waking the other thread.
+Each loop goes on by itself, products, steps and all: two loops over blocks of time, with a loop
+over steps in each, take 0.78 to 0.84 of the time of one loop over blocks that runs the two over
+steps side by side (gradient, T = 1024, B = 32, H = 128, two cores).
 
 None of it changes a result, nor more than the time where an executor works otherwise. Seen with jax
-0.10 and 0.12: half the time of a loop (LSTM, B = 32, H = 128, two cores).
+0.10 and 0.12.
 """
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import Jaxpr, Literal, Primitive, Var
+from jax.extend.core import Jaxpr, Literal, Primitive
 
 from jax_bptt.core import jaxprs
 from jax_bptt.core.types import PyTree
@@ -44,8 +43,11 @@ INDEX = jnp.uint32
 TICKETS = 24
 """Pieces that become ready together; more than eight in either half."""
 
-ALONE = "dot_general", "concatenate", "loop"
+ALONE = "dot_general", "loop"
 """Operations that XLA fuses with no other on a CPU: what they read and make is kept in memory."""
+
+LAST = "concatenate", "reduce_sum", "optimization_barrier"
+"""Operations that XLA fuses with none that follow, or that say so: what they make is kept."""
 
 EXPENSIVE = "tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "erf", "sin", "cos", "pow"
 """Operations that XLA does not compute twice: what several others read of one is kept in memory."""
@@ -76,46 +78,38 @@ def scans(loops: list[Loop]) -> list[tuple[PyTree, PyTree]]:
       What `scan` returns of each loop.
     """
     traced = [_trace(loop._replace(step=functools.partial(loop.step, _mark))) for loop in loops]
-    steps, consts = zip(*traced, strict=True)
-    ahead = [step.ahead(c) for step, c in zip(steps, consts, strict=True)]
-    scratches = _zeros([step.scratch() for step in steps], after(index(0), loops[0].inputs))
-    args = [
-        (
-            list(values.values()),
-            jax.tree.leaves(loop.carry),
-            step.read(jax.tree.leaves(loop.inputs)),
-            scratch,
-        )
-        for loop, step, values, scratch in zip(loops, steps, ahead, scratches, strict=True)
+    scratches = _zeros([step.scratch() for step, _ in traced], after(index(0), loops[0].inputs))
+    given = [
+        (step.fixed(consts), jax.tree.leaves(loop.carry), step.read(loop.inputs), scratch)
+        for loop, (step, consts), scratch in zip(loops, traced, scratches, strict=True)
     ]
     # Else the gate would wait for what its one element of each is made of, not for the whole.
-    args = lax.optimization_barrier(args)
-    tickets = _hand_out(after(index(0), args))
+    given = lax.optimization_barrier(given)
+    tickets = _hand_out(after(index(0), given))
     ends = []
-    for k, (step, values, given) in enumerate(zip(steps, ahead, args, strict=True)):
-        fixed, carry, inputs, scratch = given
-        zero = _zero(tickets[k * (TICKETS - 1) // (len(loops) - 1)])
-        start = scratch._replace(count=scratch.count + zero, before=scratch.before + zero)
-        ends.append(step.run(dict(zip(values, fixed, strict=True)), carry, inputs, start))
+    for k, ((step, _), (fixed, carry, inputs, scratch)) in enumerate(
+        zip(traced, given, strict=True)
+    ):
+        ticket = tickets[k * (TICKETS - 1) // (len(loops) - 1)]
+        waiting = scratch._replace(count=scratch.count + _zero(ticket))
+        ends.append(step.run(fixed, carry, inputs, waiting))
     results = [
         jax.tree.unflatten(step.structure, [*carry, *scratch.outputs])
-        for (carry, scratch), step in zip(ends, steps, strict=True)
+        for (step, _), (carry, scratch) in zip(traced, ends, strict=True)
     ]
-    alive = ends, [(fixed, inputs) for fixed, _, inputs, _ in args]
+    alive = ends, [(fixed, inputs) for fixed, _, inputs, _ in given]
     return _at_last(results, after(tickets[0], alive), (alive, tickets))
 
 
 def _zeros(shapes: PyTree, i: Array) -> PyTree:
-    """Return zeros where `shapes` has shapes, each in memory of its own.
+    """Return zeros of the given shapes, each in memory of its own, made of the index `i`.
 
-    Equal constants are one to XLA, which then copies it; `i` is any index that is no constant.
+    Equal constants are one to XLA, of which it makes as many copies.
     """
     leaves, structure = jax.tree.flatten(shapes)
     for k, a in enumerate(leaves):
-        if isinstance(a, jax.ShapeDtypeStruct):
-            i = _zero(i + index(1))
-            number = jnp.zeros(a.shape, a.dtype) if _is_key(a) else jnp.full(a.shape, i.astype(a.dtype))
-            leaves[k] = number
+        i = _zero(i + index(1))
+        leaves[k] = jnp.zeros(a.shape, a.dtype) if _is_key(a) else jnp.full(a.shape, i, a.dtype)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -127,15 +121,17 @@ def _hand_out(gate: Array) -> list[Array]:
 
 
 def _at_last(results: PyTree, last: Array, alive: PyTree) -> PyTree:
-    """Return `results`, when the index `last`, a zero, is there; all else is alive up to then.
+    """Return `results` when the index `last`, a zero, is there; the rest is alive up to then.
 
-    They go through a loop without a step: XLA removes from a carry what is not read afterwards.
+    They go through a loop without a step, since XLA removes from a carry what nobody reads.
     """
 
     def body(state):
         last, results = state
-        last = after(last, alive)
-        return last, jax.tree.map(lambda a: jnp.where(last > index(1), a, jnp.zeros_like(a)), results)
+        zeros = jax.tree.map(jnp.zeros_like, results)
+        return after(last, alive), jax.tree.map(
+            functools.partial(jnp.where, last > 1), results, zeros
+        )
 
     return lax.while_loop(lambda state: state[0] > index(0), body, (last, results))[1]
 
@@ -159,13 +155,14 @@ class Scratch(NamedTuple):
     """What a loop writes besides its carry.
 
     Attributes:
-      count: of steps, of all runs.
-      before: the count when this run began.
+      count: of steps, in all calls so far.
+      before: the count when this call began.
       position: of the step.
       more: whether there is a further step.
       outputs: what the steps emit, stacked.
       temporaries: what XLA keeps in memory in a step.
-      loops: scratches of the loops in a step.
+      copies: of what a loop in the step overwrites, in the first of two places.
+      loops: scratches of the loops in the step.
     """
 
     count: Array
@@ -174,6 +171,7 @@ class Scratch(NamedTuple):
     more: Array
     outputs: list[Array]
     temporaries: list[Array]
+    copies: list[Array]
     loops: list["Scratch"]
 
 
@@ -187,6 +185,9 @@ class _Step(NamedTuple):
       length: of the loop.
       reverse: whether it goes from the last input to the first.
       structure: of what the loop returns.
+      ahead: equations that can be computed once, ahead of the loop.
+      kept: variables that XLA keeps in memory.
+      overwritten: variables that a loop in the step overwrites, while something else reads them.
     """
 
     jaxpr: Jaxpr
@@ -194,105 +195,126 @@ class _Step(NamedTuple):
     length: int
     reverse: bool
     structure: PyTree
-
-    @property
-    def emitted(self) -> list[Any]:
-        """Variables of the jaxpr that a step emits."""
-        return self.jaxpr.outvars[self.carried :]
-
-    def at(self, done: Array) -> Array:
-        """Return the position of a step after so many others."""
-        return index(self.length - 1) - done if self.reverse else done
+    ahead: tuple[Any, ...]
+    kept: tuple[Any, ...]
+    overwritten: tuple[Any, ...]
 
     def scratch(self) -> Scratch:
-        """Return what the loop writes besides its carry, before it does."""
+        """Return the shapes of what the loop writes besides its carry."""
 
-        def zeros(variables, *length):
-            return [jax.ShapeDtypeStruct((*length, *v.aval.shape), v.aval.dtype) for v in variables]
+        def shapes(variables, *leading):
+            return [
+                jax.ShapeDtypeStruct((*leading, *v.aval.shape), v.aval.dtype) for v in variables
+            ]
 
-        loops = [eqn.params["step"] for eqn in jaxprs.live(self.jaxpr) if eqn.primitive is _LOOP]
-        temporaries = zeros(_temporaries(self.jaxpr, self.carried))
-        temporaries += [jax.ShapeDtypeStruct((2, *v.aval.shape), v.aval.dtype) for v in _overwritten(self.jaxpr, self.carried)]
-        outputs = zeros(self.emitted, self.length)
-        scratches = [step.scratch() for step in loops]
-        return Scratch(index(0), index(0), index(0), jnp.asarray(False), outputs, temporaries, scratches)
+        number, truth = (jax.ShapeDtypeStruct((), dtype) for dtype in (INDEX, jnp.bool))
+        return Scratch(
+            count=number,
+            before=number,
+            position=number,
+            more=truth,
+            outputs=shapes(self.jaxpr.outvars[self.carried :], self.length),
+            temporaries=shapes(self.kept),
+            copies=shapes(self.overwritten, 2),
+            loops=[eqn.params["step"].scratch() for eqn in _loops(self.jaxpr)],
+        )
 
-    def read(self, inputs: Sequence[Array]) -> list[Array | None]:
+    def fixed(self, consts: Sequence[Any]) -> list[Array]:
+        """Return the jaxpr's constants, and what follows from them alone."""
+        values = dict(zip(self.jaxpr.constvars, consts, strict=True))
+        jaxprs.run(self.ahead, values)
+        return list(values.values())
+
+    def read(self, inputs: PyTree) -> list[Any]:
         """Return the leaves of the inputs, None for those that no equation reads."""
         read = jaxprs.read_variables(self.jaxpr)
-        own = self.jaxpr.invars[self.carried :]
-        return [a if v in read else None for a, v in zip(inputs, own, strict=True)]
-
-    def ahead(self, consts: Sequence[Any]) -> dict[Any, Array]:
-        """Return the values of the jaxpr's constants, and of what follows from them alone."""
-        values = dict(zip(self.jaxpr.constvars, consts, strict=True))
-        jaxprs.run(_ahead(self.jaxpr), values)
-        return values
+        own, leaves = self.jaxpr.invars[self.carried :], jax.tree.leaves(inputs)
+        return [a if v in read else None for a, v in zip(leaves, own, strict=True)]
 
     def run(
         self,
-        constants: dict[Any, Array],
+        fixed: Sequence[Array],
         carry: Sequence[Array],
         inputs: Sequence[Array | None],
         scratch: Scratch,
     ) -> tuple[list[Array], Scratch]:
         """Run the loop; return its carry and the scratch."""
-        kept = set(_temporaries(self.jaxpr, self.carried))
-        overwritten = _overwritten(self.jaxpr, self.carried)
+        length, before = index(self.length), scratch.before
+
+        def position(count):
+            done = count - before
+            return length - index(1) - done if self.reverse else done
 
         def body(state):
             carry, scratch = state
-            values, scratches = dict(constants), iter(scratch.loops)
-            entries = [None if a is None else _at(a, scratch.position) for a in inputs]
-            values.update(zip(self.jaxpr.invars, [*carry, *entries], strict=True))
-            copies, written = {}, []
-            spare = scratch.temporaries[len(kept) :]
-            for v, space in zip(overwritten, spare, strict=True):
-                copies[v] = _put(space, values[v], scratch.count >> index(31))
+            i = scratch.position
+            entries = [None if a is None else _at(a, i) for a in inputs]
+            results, written = self.compute(fixed, [*carry, *entries], scratch)
+            carry, emitted = results[: self.carried], results[self.carried :]
+            outputs = _put(scratch.outputs, emitted, i)
+            # The position is overwritten in place, once all that reads it is done.
+            count = after(scratch.count + index(1), (outputs, carry))
+            return carry, written._replace(
+                count=count,
+                position=position(count),
+                more=count - before != length,
+                outputs=outputs,
+            )
 
-            def keep(variables):
-                for v in kept.intersection(variables):
+        # Nothing is made anew: what is, lies in memory that it shares with the other loop.
+        more = scratch.more | (scratch.count <= before)
+        start = scratch._replace(position=position(scratch.count), more=more)
+        state = list(carry), start
+        carry, scratch = lax.while_loop(lambda state: state[1].more, body, state)
+        return carry, scratch._replace(before=after(before + length, carry))
+
+    def compute(
+        self, fixed: Sequence[Array], args: Sequence[Any], scratch: Scratch
+    ) -> tuple[list[Array], Scratch]:
+        """Compute one step; return its results, and the scratch with what it has written."""
+        known = [*self.jaxpr.constvars, *(v for eqn in self.ahead for v in eqn.outvars)]
+        values = dict(zip(known, fixed, strict=True))
+        values.update(zip(self.jaxpr.invars, args, strict=True))
+        # Of the two places it is the first, which XLA cannot know: else it would copy no more.
+        first = scratch.count >> index(31)
+        originals = [values[v] for v in self.overwritten]
+        copies = _put(scratch.copies, originals, first)
+        values.update((v, a[0]) for v, a in zip(self.overwritten, copies, strict=True))
+        originals = dict(zip(self.overwritten, originals, strict=True))
+        unused, written = iter(scratch.loops), []
+
+        def keep(variables):
+            for v in variables:
+                if v in self.kept:
                     values[v] = lax.optimization_barrier(values[v])
 
-            def compute(eqn, operands):
-                if eqn.primitive is not _LOOP:
-                    own = [copies[v][0] if isinstance(v, Var) and v in copies else a for v,a in zip(eqn.invars, operands)]
-                    return jaxprs.bind(eqn, own)
-                inner = next(scratches)
-                inner = inner._replace(count=after(inner.count, list(copies.values())))
-                results, inner = eqn.params["step"].enter(operands, inner)
-                written.append(inner)
-                return results
+        def compute(eqn, operands):
+            if eqn.primitive is not _LOOP:
+                return jaxprs.bind(eqn, operands)
+            inner = next(unused)
+            inner = inner._replace(count=after(inner.count, copies))
+            operands = jaxprs.read(eqn.invars, values | originals)
+            results, inner = eqn.params["step"].enter(operands, inner)
+            written.append(inner)
+            return results
 
-            keep(self.jaxpr.invars)
-            for eqn in jaxprs.live(self.jaxpr):
-                if not values.keys() >= set(eqn.outvars):
-                    jaxprs.run([eqn], values, compute)
-                    keep(eqn.outvars)
-            results = jaxprs.read(self.jaxpr.outvars, values)
-            carry, entries = results[: self.carried], results[self.carried :]
-            outputs = _put(scratch.outputs, entries, scratch.position)
-            # The position is overwritten in place, once all that reads it is done.
-            temporaries = [values[v] for v in _temporaries(self.jaxpr, self.carried)]
-            temporaries += copies.values()
-            count = after(scratch.count + index(1), (outputs, carry))
-            position, more = self.at(count - before), count - before != index(self.length)
-            return carry, Scratch(count, before, position, more, outputs, temporaries, written)
-
-        before = scratch.before
-        position, more = self.at(scratch.count - before), scratch.more | (scratch.count <= before)
-        state = list(carry), scratch._replace(position=position, more=more)
-        carry, scratch = lax.while_loop(lambda state: state[1].more, body, state)
-        return carry, scratch._replace(before=after(before + index(self.length), carry))
+        keep(self.jaxpr.invars)
+        for eqn in jaxprs.live(self.jaxpr):
+            if eqn not in self.ahead:
+                jaxprs.run([eqn], values, compute)
+                keep(eqn.outvars)
+        temporaries = [values[v] for v in self.kept]
+        scratch = scratch._replace(temporaries=temporaries, copies=copies, loops=written)
+        return jaxprs.read(self.jaxpr.outvars, values), scratch
 
     def enter(self, operands: Sequence[Array], scratch: Scratch) -> tuple[list[Array], Scratch]:
-        """Run the loop within another's step, as `_mark` has put it there."""
+        """Run the loop within the step of another, where `_mark` has put it."""
         count = len(self.jaxpr.constvars)
-        constants = dict(zip(self.jaxpr.constvars, operands[:count], strict=True))
-        carry, given = operands[count : count + self.carried], iter(operands[count + self.carried :])
+        fixed, carry = operands[:count], operands[count : count + self.carried]
+        given = iter(operands[count + self.carried :])
         own = self.jaxpr.invars[self.carried :]
-        inputs = [None if read is None else next(given) for read in self.read(own)]
-        carry, scratch = self.run(constants, carry, inputs, scratch)
+        inputs = [None if v is None else next(given) for v in self.read(own)]
+        carry, scratch = self.run(fixed, carry, inputs, scratch)
         return [*carry, *scratch.outputs], scratch
 
 
@@ -303,25 +325,39 @@ _LOOP.multiple_results = True
 
 
 @_LOOP.def_abstract_eval
-def _loop_shapes(*args, step):
-    stacked = [v.aval.update(shape=(step.length, *v.aval.shape)) for v in step.emitted]
-    return [v.aval for v in step.jaxpr.outvars[: step.carried]] + stacked
+def _loop_shapes(*_, step):
+    carry, emitted = step.jaxpr.outvars[: step.carried], step.jaxpr.outvars[step.carried :]
+    stacked = [v.aval.update(shape=(step.length, *v.aval.shape)) for v in emitted]
+    return [v.aval for v in carry] + stacked
+
+
+def _loops(jaxpr: Jaxpr) -> list[Any]:
+    return [eqn for eqn in jaxprs.live(jaxpr) if eqn.primitive is _LOOP]
 
 
 def _mark(loop: Loop) -> tuple[PyTree, PyTree]:
     """Take the place of `scan` in a step that is traced."""
-    step, consts = _trace(loop)
-    inputs = [a for a in step.read(jax.tree.leaves(loop.inputs)) if a is not None]
+    step, consts = _trace(loop, within=True)
+    inputs = [a for a in step.read(loop.inputs) if a is not None]
     results = _LOOP.bind(*consts, *jax.tree.leaves(loop.carry), *inputs, step=step)
     return jax.tree.unflatten(step.structure, results)
 
 
-def _trace(loop: Loop) -> tuple[_Step, Sequence[Any]]:
-    """Return the traced step and its constants."""
+def _trace(loop: Loop, within: bool = False) -> tuple[_Step, Sequence[Any]]:
+    """Return the traced step, of a loop by itself or within another's step, and its constants."""
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), loop.inputs)
     closed, shapes = jax.make_jaxpr(jaxprs.inline(loop.step), return_shape=True)(loop.carry, first)
-    carried, length = len(jax.tree.leaves(loop.carry)), len(jax.tree.leaves(loop.inputs)[0])
-    step = _Step(closed.jaxpr, carried, length, loop.reverse, jax.tree.structure(shapes))
+    jaxpr, carried = closed.jaxpr, len(jax.tree.leaves(loop.carry))
+    step = _Step(
+        jaxpr=jaxpr,
+        carried=carried,
+        length=len(jax.tree.leaves(loop.inputs)[0]),
+        reverse=loop.reverse,
+        structure=jax.tree.structure(shapes),
+        ahead=() if within else tuple(_ahead(jaxpr)),
+        kept=tuple(_temporaries(jaxpr, carried)),
+        overwritten=tuple(_overwritten(jaxpr, carried)),
+    )
     return step, closed.consts
 
 
@@ -392,10 +428,10 @@ def _ahead(jaxpr: Jaxpr) -> list[Any]:
 def _temporaries(jaxpr: Jaxpr, carried: int) -> list[Any]:
     """Return which variables of a step XLA keeps in memory, among those that differ by the step.
 
-    They are what `ALONE` reads and makes; what is `EXPENSIVE` and read more than once; the results
-    of barriers, which are there to be kept. And what is made of the carry at little cost and read
-    more than once: made twice, it would be another reader of what is overwritten meanwhile. What
-    becomes the carry is kept as such.
+    They are what `ALONE` reads and makes; what `LAST` makes; what is `EXPENSIVE` and read more than
+    once. And what is made of the carry at little cost and read more than once: made twice, it would
+    be another reader of what is overwritten meanwhile. What becomes the carry is kept as such, and
+    so is what a loop emits.
     """
     equations, same = jaxprs.live(jaxpr), _same_arrays(jaxpr)
     readers = collections.defaultdict(list)
@@ -408,58 +444,61 @@ def _temporaries(jaxpr: Jaxpr, carried: int) -> list[Any]:
         if len(readers[v]) != 1:
             return len(readers[v]) > 1
         (reader,) = readers[v]
-        if reader.primitive.name in (*ALONE, *EXPENSIVE):
+        if reader.primitive.name in (*ALONE, *LAST, *EXPENSIVE):
             return False
         return any(map(shared, reader.outvars))
 
     moving, old, kept = set(jaxpr.invars), set(jaxpr.invars[:carried]), set()
+    makers = {v: eqn.primitive.name for eqn in equations for v in eqn.outvars}
     for eqn in equations:
         name, inputs = eqn.primitive.name, set(jaxprs.variables(eqn.invars))
         if not moving & inputs:
             continue
         moving.update(eqn.outvars)
-        if name in ALONE and name != "concatenate":
+        if name in ALONE:
             kept |= moving & inputs
-        if name in (*ALONE, "optimization_barrier"):
-            kept.update(eqn.outvars)
-        elif name.startswith("reduce_"):
+        if name in (*ALONE, *LAST):
             kept.update(eqn.outvars)
         elif name in EXPENSIVE:
             kept.update(filter(shared, eqn.outvars))
         elif old & inputs:
             kept.update(v for v in eqn.outvars if len(readers[v]) > 1)
             old |= set(eqn.outvars) - kept
-    made_in = {v: eqn.primitive.name for eqn in equations for v in eqn.outvars}
     shapes = collections.defaultdict(list)
-    for v in [*jaxpr.invars, *made_in]:
+    for v in [*jaxpr.invars[carried:], *makers]:
         if v in kept:
             shapes[same.get(v, v)].append(v)
     for v in jaxprs.variables(jaxpr.outvars[:carried]):
         shapes.pop(same.get(v, v), None)
-    chosen = set()
-    for base, others in shapes.items():
-        if made_in.get(base) in ("dot_general", "loop"):
-            chosen.add(base)
-            continue
-        # What is cheap is made anew for another shape.
-        chosen.add(others[-1])
-        if any(eqn.primitive.name not in ("reshape", "optimization_barrier") for eqn in readers[base]):
-            chosen.add(base)
-    made = [v for eqn in equations if eqn.primitive is not _LOOP for v in eqn.outvars]
-    return [v for v in [*jaxpr.invars[carried:], *made] if v in chosen]
+
+    def chosen(base, variables):
+        """Return which of the variables that are one array are kept.
+
+        XLA makes what is cheap anew for another shape.
+        """
+        if makers.get(base) == "loop":
+            return []
+        if makers.get(base) == "dot_general":
+            return [base]
+        renames = "reshape", "optimization_barrier"
+        in_own_shape = any(eqn.primitive.name not in renames for eqn in readers[base])
+        return [variables[-1], *([base] if in_own_shape else [])]
+
+    kept = {v for base, variables in shapes.items() for v in chosen(base, variables)}
+    return [v for v in [*jaxpr.invars[carried:], *makers] if v in kept]
 
 
 def _overwritten(jaxpr: Jaxpr, carried: int) -> list[Any]:
-    """Return what of the carry a loop of the step goes on with, while something else reads it."""
-    by_loop, by_others = set(), set()
+    """Return what of the carry a loop in the step goes on from, while something else reads it."""
+    by_loops, by_others = set(), set()
     for eqn in jaxprs.live(jaxpr):
         if eqn.primitive is _LOOP:
             step = eqn.params["step"]
             count = len(step.jaxpr.constvars)
-            by_loop.update(jaxprs.variables(eqn.invars[count : count + step.carried]))
+            by_loops.update(jaxprs.variables(eqn.invars[count : count + step.carried]))
         else:
             by_others.update(jaxprs.variables(eqn.invars))
-    return [v for v in jaxpr.invars[:carried] if v in by_loop & by_others]
+    return [v for v in jaxpr.invars[:carried] if v in by_loops & by_others]
 
 
 def _same_arrays(jaxpr: Jaxpr) -> dict[Any, Any]:
