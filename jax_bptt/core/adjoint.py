@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.core import jaxprs, trees
+from jax_bptt.core.loops import Loop
 from jax_bptt.core.primal import Run, map_residuals, over_time, pair
 from jax_bptt.core.sequence import Controls, select
-from jax_bptt.core.side_by_side import Loop
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
 LEFT = 384

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_bptt.core import adjoint, primal, side_by_side, trees
+from jax_bptt.core.loops import Loop, scan
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.side_by_side import Loop, scan
 from jax_bptt.core.types import Cell, PyTree
 
 

@@ -110,7 +110,8 @@ def transpose_rows(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
         if _is_matrix_product(eqn):
             (axes_a, axes_b), _ = eqn.params["dimension_numbers"]
             if axes_a == axes_b == tuple(range(len(axes_a))):
-                return [_product_over_rows(eqn, *operands, len(axes_a))]
+                a, b = operands
+                return [_product_over_rows(eqn, a, b, len(axes_a))]
         return bind(eqn, operands)
 
     return _rewritten(fun, compute)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.core import jaxprs, trees
+from jax_bptt.core.loops import Loop, scan
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.side_by_side import Loop, scan
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.core import adjoint, checks, primal, trees
+from jax_bptt.core.loops import scan
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.side_by_side import scan
 from jax_bptt.core.types import Cell, PyTree
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.core import side_by_side
+from jax_bptt.core.loops import Loop, scan, trace
 from jax_bptt.core.types import GatedStep
 from tests.core.jaxprs import equations
 from tests.core.messages import check
@@ -27,15 +28,36 @@ def _step(w, carry, inputs):
     return (new, count + 1, key), (new, count, jnp.concatenate([gate, h]))
 
 
+def _block(w, reverse, scan, carry, inputs):
+    """A step with a loop in it, what the loop goes on from read beside, and products around it."""
+    h, total = carry
+    x, move = inputs
+    loop = Loop(functools.partial(_step, w), h, (x @ w, move), reverse)
+    end, (states, counts, gates) = scan(loop)
+    before = jnp.concatenate([h[0][None], states[:-1]])
+    weights = jnp.einsum("kbi,kbj->ij", before, gates[:, :3])
+    return (end, total + weights), (states, counts, jnp.sum(gates, 1))
+
+
 def _loops(w, reverse):
     rng = np.random.default_rng(0)
 
     def loop(seed):
-        carry = jnp.asarray(rng.normal(size=(3, H))), jnp.int32(seed), jax.random.key(seed)
-        inputs = jnp.asarray(rng.normal(size=(T, 3, H))), jnp.arange(T) % 3 != 1
-        return side_by_side.Loop(functools.partial(_step, w), carry, inputs, reverse)
+        h = jnp.asarray(rng.normal(size=(3, H))), jnp.int32(seed), jax.random.key(seed)
+        carry = h, jnp.zeros((H, H))
+        inputs = (
+            jnp.asarray(rng.normal(size=(2, T, 3, H))),
+            jnp.arange(2 * T).reshape(2, T) % 3 != 1,
+        )
+        return Loop(functools.partial(_block, w, reverse), carry, inputs, reverse)
 
     return [loop(1), loop(2)]
+
+
+def _one_by_one(loops):
+    """What `scans` returns, by `jax.lax.scan` alone."""
+    steps = [functools.partial(loop.step, scan) for loop in loops]
+    return [scan(loop._replace(step=f)) for loop, f in zip(loops, steps, strict=True)]
 
 
 def _same(got, wanted):
@@ -49,28 +71,53 @@ def _same(got, wanted):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scans_do_what_scan_does(reverse):
     w = np.random.default_rng(1).normal(size=(H, H))
+    ends = jax.jit(lambda w: side_by_side.scans(_loops(w, reverse)))(w)
+    _same(ends, _one_by_one(_loops(w, reverse)))
 
-    @jax.jit
-    def run(w, memory):
-        return side_by_side.scans(_loops(w, reverse), memory)
 
-    ends, memory = run(w, side_by_side.memory(lambda w: _loops(w, reverse), w))
-    _same(ends, [side_by_side.scan(loop) for loop in _loops(w, reverse)])
-    tickets = [int(t) for t in memory.tickets]
-    assert tickets == list(range(side_by_side.TICKETS)), "handed on unchanged"
-    _same(run(w, memory)[0], ends)
+def test_three_loops_of_unlike_steps():
+    def count(_, carry, x):
+        return carry + x, carry
+
+    inputs = jnp.arange(4.0), jnp.arange(3, dtype=jnp.int32), jnp.arange(5.0) > 2
+    carries = jnp.float64(1), jnp.int32(2), jnp.bool(False)
+    steps = count, count, lambda _, carry, x: (carry ^ x, x)
+    loops = list(map(Loop, steps, carries, inputs))
+    _same(side_by_side.scans(loops), _one_by_one(loops))
+
+
+def _whiles(run, *args):
+    return [e for e in equations(jax.make_jaxpr(run)(*args).jaxpr) if _is_while(e)]
 
 
 def test_what_no_step_reads_is_not_passed_in():
-    def step(carry, inputs):
+    def step(scan, carry, inputs):
         return carry + inputs["read"], None
 
-    inputs = {"read": jnp.arange(3.0), "unread": jnp.ones((3, 7))}
-    loops = [side_by_side.Loop(step, jnp.float64(k), inputs) for k in range(2)]
-    memory = side_by_side.memory(lambda: loops)
-    jaxpr = jax.make_jaxpr(lambda inputs: side_by_side.scans(loops, memory))(inputs).jaxpr
-    shapes = [v.aval.shape for e in equations(jaxpr) if _is_while(e) for v in e.invars]
+    def run(inputs):
+        return side_by_side.scans([Loop(step, jnp.float64(k), inputs) for k in (1, 2)])
+
+    whiles = _whiles(run, {"read": jnp.arange(3.0), "unread": jnp.ones((3, 7))})
+    shapes = [v.aval.shape for e in whiles for v in e.invars]
     assert (3,) in shapes and (3, 7) not in shapes
+
+
+def test_what_follows_from_constants_is_computed_once():
+    w = jnp.ones((3, 3))
+
+    def step(scan, carry, x):
+        return carry @ jnp.tanh(w), x
+
+    def run(xs):
+        return side_by_side.scans([Loop(step, jnp.ones((2, 3)), xs) for _ in range(2)])
+
+    bodies = [e.params["body_jaxpr"].jaxpr for e in _whiles(run, jnp.ones(4))]
+    assert not [e for b in bodies for e in equations(b) if e.primitive.name == "tanh"]
+
+
+def _kept(step, carry, inputs):
+    traced, _ = trace(Loop(step, carry, inputs))
+    return traced.kept
 
 
 def test_temporaries_are_kept_once():
@@ -80,11 +127,19 @@ def test_temporaries_are_kept_once():
         new = c * gate
         return (jnp.zeros_like(h) + gate @ jnp.ones((2, 2)), jnp.where(x > 0, new, c)), jnp.exp(new)
 
-    loop = side_by_side.Loop(step, (jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.ones((4, 3, 2)))
-    scratch = side_by_side.memory(lambda: [loop]).scratches[0]
     # The first product, the gate, and `new`, which is read twice and made of the carry. The second
     # product becomes the carry.
-    assert len(scratch.temporaries) == 3
+    assert len(_kept(step, (jnp.ones((3, 2)), jnp.ones((3, 2))), jnp.ones((4, 3, 2)))) == 3
+
+
+def test_one_shape_of_what_is_cheap_is_kept():
+    def step(carry, x):
+        rows = jnp.concatenate([x, x])
+        return carry + (rows.reshape(1, -1) @ jnp.ones((12, 2))).sum(), None
+
+    # The reshaped rows, the product and its sum; not the rows in the other shape.
+    shapes = [v.aval.shape for v in _kept(step, jnp.float64(0), jnp.ones((4, 3, 2)))]
+    assert shapes == [(1, 12), (1, 2), ()]
 
 
 def test_each_half_has_its_effects():
@@ -114,11 +169,10 @@ def test_scans_can_be_mapped():
     ws = np.random.default_rng(1).normal(size=(3, H, H))
 
     def run(w):
-        loops = _loops(w, False)
-        return side_by_side.scans(loops, side_by_side.memory(lambda: loops))[0]
+        return side_by_side.scans(_loops(w, False))
 
     _same(jax.jit(jax.vmap(run))(ws), [*map(_stacked, zip(*map(run, ws), strict=True))])
-    loops = [e for e in equations(jax.make_jaxpr(jax.vmap(run))(ws).jaxpr) if _is_while(e)]
+    loops = _whiles(jax.vmap(run), ws)
     assert all(e.params["cond_jaxpr"].out_avals[0].shape == () for e in loops)
 
 
