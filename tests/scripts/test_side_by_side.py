@@ -25,17 +25,17 @@ def test_smoke_prints_a_line_per_cell(script, capsys):
     assert jax.__version__ in lines[-1]
 
 
-def test_the_share_is_that_of_the_loops_of_the_blocks(script):
-    blocks = [("while.1", 0.0, 100.0)]
-    half = [("while.2", 10.0, 20.0), ("while.2", 50.0, 60.0)]
+def test_the_share_is_that_of_the_loops_over_steps(script):
+    def span(name, thread, start, end):
+        return script.Span(name, thread, start, end)
 
-    def other(first, second):
-        return [("while.3", first, first + 10.0), ("while.3", second, second + 10.0)]
-
-    assert script.share_beside([*blocks, *half, *other(10.0, 50.0)]) == 1
-    assert script.share_beside([*blocks, *half, *other(15.0, 55.0)]) == 0.5
-    assert script.share_beside([*blocks, *half, *other(20.0, 60.0)]) == 0
-    assert script.share_beside(blocks) == 0
+    loops = [span("while.1", 1, 0, 100), span("while.2", 1, 10, 20), span("while.2", 1, 50, 60)]
+    own = [span("dot.1", 1, 10, 20)]
+    assert script.share_beside(loops + own) == 0
+    assert script.share_beside([*loops, span("dot.2", 2, 15, 70)]) == 0.75
+    twice = [span("dot.2", 2, 0, 15), span("add.2", 2, 10, 12), span("dot.2", 3, 12, 18)]
+    assert script.share_beside(loops + twice) == 0.4
+    assert script.share_beside([span("while.1", 1, 0, 100), span("dot.2", 2, 0, 50)]) == 0
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,2,3,4", "1,8,4,4", "8,1,4,4", "0,1,2,3"])
