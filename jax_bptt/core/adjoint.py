@@ -177,35 +177,42 @@ def _pull_state(step: GatedStep, weights: PyTree, state: PyTree) -> Callable[...
     return jaxprs.exchange_operands(pull_state) if rows > 1 and large else pull_state
 
 
+def resets_after(controls: Controls) -> Array | None:
+    """Return, for each of all T steps, where a reset follows it; None without resets."""
+    if controls.reset is None:
+        return None
+    return jnp.concatenate([controls.reset[1:], jnp.zeros_like(controls.reset[:1])])
+
+
 def reverse_run(
     linearization: Linearization,
     d_state: PyTree,
     d_states: PyTree,
     controls: Controls,
+    reset_after: Array | None = None,
     lambdas: bool = False,
 ) -> Run:
     """Return the run lambda_{t-1} = J_t^T lambda_t + g_{t-1}, from a stretch's last step back.
 
     Where the state was held, lambda passes by the step; where it was reset, lambda goes to the
-    start of the sequence and no further back.
+    start of the sequence and no further back. A step heeds the reset that follows it, as it adds g,
+    rather than its own, which would be one more pass over its result.
 
     Args:
       linearization: of the K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_states: g_1..g_K with leading axis K, None at leaves no output reads.
       controls: of these K steps.
+      reset_after: from `resets_after`, of these K steps; None without resets.
       lambdas: whether to return them too.
 
     Returns:
-      A run whose result is (d_state, d_start, lambdas, emitted): what reaches s_0 of the stretch;
-      what reaches the start by resets, or None without any; lambda_1..lambda_K stacked, zero where
-      the state was held, or None; what the steps emitted, stacked.
+      A run whose result is (d_state, d_start, lambdas, emitted): what reaches s_0 of the stretch,
+      and the start where step 1 is reset; what reaches the start by resets, or None without any;
+      lambda_1..lambda_K stacked, zero where the state was held, or None; what the steps emitted,
+      stacked.
     """
-    reset, stays = controls.reset, None
-    # A step heeds the reset that follows it, as it adds g, rather than its own, which would be one
-    # more pass over its result.
-    if reset is not None:
-        stays = ~jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
+    reset, stays = controls.reset, None if reset_after is None else ~reset_after
 
     def retreat(d_state, inputs):
         residual, g, advance, stays = inputs
@@ -233,7 +240,7 @@ def reverse_run(
         if reset is None:
             return d_state, None, throughs, emitted
         d_start = jax.tree.map(lambda d: d.sum(0), select(reset, d_prevs))
-        return select(~reset[0], d_state), d_start, throughs, emitted
+        return d_state, d_start, throughs, emitted
 
     inputs = linearization.residuals, d_states, controls.advance, stays
     return Run(Loop(retreat, d_state, inputs, reverse=True), finish)
@@ -262,6 +269,7 @@ def reverse(
     states: PyTree,
     xs: PyTree,
     controls: Controls,
+    reset_after: Array | None,
     d_state: PyTree,
     d_ys: PyTree | None,
     kept: list[Array] | None = None,
@@ -269,9 +277,9 @@ def reverse(
 ) -> Run:
     """Return the explicit reverse pass over a stretch of K steps.
 
-    Its result is (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, the
-    gradients of this stretch's part, and what reaches the start of the sequence by resets, None
-    without any.
+    Its result is (d_state, d_weights, d_xs, d_start): what reaches s_0 of the stretch, and the
+    start where step 1 is reset; the gradients of this stretch's part; and what reaches the start of
+    the sequence by resets, None without any.
 
     Args:
       cell: the cell.
@@ -280,6 +288,7 @@ def reverse(
       states: s_1..s_K.
       xs: x_1..x_K.
       controls: of these K steps.
+      reset_after: from `resets_after`, of these K steps.
       d_state: what reaches s_K from beyond the stretch.
       d_ys: cotangents of y_1..y_K, or None for none.
       kept: residuals from `forward`, or None to compute them again.
@@ -290,7 +299,7 @@ def reverse(
     linearization = linearize(cell, weights, prevs, states, drives, kept, products)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
 
-    run = reverse_run(linearization, d_state, d_states, controls)
+    run = reverse_run(linearization, d_state, d_states, controls, reset_after)
 
     def finish(end):
         d_state, d_start, _, emitted = run.finish(end)

@@ -11,7 +11,7 @@ from jax import lax
 
 from jax_bptt.core import adjoint, primal, side_by_side, trees
 from jax_bptt.core.loops import Loop, scan
-from jax_bptt.core.sequence import Controls
+from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.types import Cell, PyTree
 
 
@@ -67,10 +67,10 @@ def backward(
 
     def block(part, start, scan, carry, inputs):
         (d_state, d_start, d_weights), (first, (own, shared)) = carry, inputs
-        (states, kept), (xs, controls, d_ys) = own, part(shared, 1)
+        (states, kept), (xs, controls, after, d_ys) = own, part(shared, 1)
         prevs = primal.previous_states(start, first, states, controls)
         run = adjoint.reverse(
-            cell, weights, prevs, states, xs, controls, d_state, d_ys, kept, plan.transposed
+            cell, weights, prevs, states, xs, controls, after, d_state, d_ys, kept, plan.transposed
         )
         d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))
         d_weights = trees.accumulate(d_weights, d_part)
@@ -90,7 +90,7 @@ def backward(
         )
         for part, start in zip(parts, starts, strict=True)
     ]
-    shared = xs, controls, d_ys
+    shared = xs, controls, adjoint.resets_after(controls), d_ys
     inputs = [(own, shared) for own in outputs]
     ends = _scan_blocks(
         blocks, carries, inputs, plan, list(map(firsts, starts, outputs)), reverse=True
@@ -98,7 +98,8 @@ def backward(
     d_states, d_starts, d_parts = zip(*[carry for carry, _ in ends], strict=True)
     d_state, d_weights = _join(d_states, 0), functools.reduce(trees.add, d_parts)
     if controls.reset is not None:
-        d_state = trees.add(d_state, _join(d_starts, 0))
+        # What a reset of the first step goes back to is in `d_starts` already.
+        d_state = trees.add(select(~controls.reset[0], d_state), _join(d_starts, 0))
     return trees.cast_gradient(d_weights, weights), d_state, _join([d_xs for _, d_xs in ends], 1)
 
 

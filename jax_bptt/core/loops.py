@@ -34,6 +34,8 @@ class Scratch(NamedTuple):
       count: of steps, in all calls so far.
       before: the count when this call began.
       position: of the step.
+      here: the same, in the first of two places, where much reads it while the next is written: in
+        a loop that is in no other; None elsewhere.
       more: whether there is a further step.
       outputs: what the steps emit, stacked.
       temporaries: what XLA keeps in memory in a step.
@@ -44,6 +46,7 @@ class Scratch(NamedTuple):
     count: Any
     before: Any
     position: Any
+    here: Any
     more: Any
     outputs: list[Any]
     temporaries: list[Any]
@@ -61,6 +64,7 @@ class Step(NamedTuple):
       length: of the loop.
       reverse: whether it goes from the last input to the first.
       structure: of what the loop returns.
+      within: whether it is in the step of another loop.
       ahead: equations that can be computed once, ahead of the loop.
       kept: variables that XLA keeps in memory.
       overwritten: variables that a loop in the step overwrites, while something else reads them.
@@ -71,6 +75,7 @@ class Step(NamedTuple):
     length: int
     reverse: bool
     structure: PyTree
+    within: bool
     ahead: tuple[Any, ...]
     kept: tuple[Any, ...]
     overwritten: tuple[Any, ...]
@@ -88,6 +93,7 @@ class Step(NamedTuple):
             count=number,
             before=number,
             position=number,
+            here=None if self.within else jax.ShapeDtypeStruct((2,), INDEX),
             more=truth,
             outputs=shapes(self.jaxpr.outvars[self.carried :], self.length),
             temporaries=shapes(self.kept),
@@ -123,7 +129,8 @@ class Step(NamedTuple):
 
         def body(state):
             carry, scratch = state
-            i = scratch.position
+            here = None if self.within else put(scratch.here, scratch.position, _first(scratch))
+            i = scratch.position if here is None else here[0]
             entries = [None if a is None else at(a, i) for a in inputs]
             results, written = self.compute(fixed, [*carry, *entries], scratch)
             carry, emitted = results[: self.carried], results[self.carried :]
@@ -133,6 +140,7 @@ class Step(NamedTuple):
             return carry, written._replace(
                 count=count,
                 position=position(count),
+                here=here,
                 more=count - before != length,
                 outputs=outputs,
             )
@@ -151,10 +159,8 @@ class Step(NamedTuple):
         known = [*self.jaxpr.constvars, *(v for eqn in self.ahead for v in eqn.outvars)]
         values = dict(zip(known, fixed, strict=True))
         values.update(zip(self.jaxpr.invars, args, strict=True))
-        # Of the two places it is the first, which XLA cannot know: else it would copy no more.
-        first = scratch.count >> index(31)
         originals = [values[v] for v in self.overwritten]
-        copies = put(scratch.copies, originals, first)
+        copies = put(scratch.copies, originals, _first(scratch))
         values.update((v, a[0]) for v, a in zip(self.overwritten, copies, strict=True))
         originals = dict(zip(self.overwritten, originals, strict=True))
         unused, written = iter(scratch.loops), []
@@ -194,6 +200,14 @@ class Step(NamedTuple):
         return [*carry, *scratch.outputs], scratch
 
 
+def _first(scratch: Scratch) -> Array:
+    """Return the first of two places, as an index of which XLA does not know.
+
+    It would not copy what it knew to be the same.
+    """
+    return scratch.count >> index(31)
+
+
 _LOOP = Primitive(memory.LOOP)
 """Stands for a loop in the traced step of another, which it has as its parameter `step`."""
 
@@ -230,6 +244,7 @@ def trace(loop: Loop, within: bool = False) -> tuple[Step, Sequence[Any]]:
         length=len(jax.tree.leaves(loop.inputs)[0]),
         reverse=loop.reverse,
         structure=jax.tree.structure(shapes),
+        within=within,
         ahead=() if within else tuple(memory.ahead(jaxpr)),
         kept=tuple(memory.temporaries(jaxpr, carried)),
         overwritten=tuple(memory.overwritten(jaxpr, carried)),

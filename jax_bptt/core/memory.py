@@ -11,10 +11,10 @@ from jax_bptt.core import jaxprs
 LOOP = "loop"
 """Name of an operation that is a loop in the step."""
 
-ALONE = "dot_general", LOOP
+ALONE = "dot_general", "reduce_sum", LOOP
 """Operations that XLA fuses with no other on a CPU: what they read and make is kept in memory."""
 
-LAST = "concatenate", "reduce_sum", "optimization_barrier"
+LAST = "concatenate", "optimization_barrier"
 """Operations that XLA fuses with none that follow, or that say so: what they make is kept."""
 
 EXPENSIVE = "tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "erf", "sin", "cos", "pow"
