@@ -9,7 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.core import side_by_side
-from jax_bptt.core.loops import Loop, scan, trace
+from jax_bptt.core.loops import Loop, mark, scan, trace
 from jax_bptt.core.types import GatedStep
 from tests.core.jaxprs import equations
 from tests.core.messages import check
@@ -140,6 +140,19 @@ def test_one_shape_of_what_is_cheap_is_kept():
     # The reshaped rows, the product and its sum; not the rows in the other shape.
     shapes = [v.aval.shape for v in _kept(step, jnp.float64(0), jnp.ones((4, 3, 2)))]
     assert shapes == [(1, 12), (1, 2), ()]
+
+
+def test_what_a_loop_overwrites_is_copied_first():
+    def step(scan, carry, xs):
+        h, c = carry
+        end, hs = scan(Loop(lambda h, x: (h * x, h), h, xs))
+        return (end, c + 1), hs + h[None]
+
+    loops = [Loop(step, (jnp.ones(2), jnp.float64(k)), jnp.ones((3, 4))) for k in range(2)]
+    marked = trace(loops[0]._replace(step=functools.partial(step, mark)))[0]
+    assert marked.overwritten == (marked.jaxpr.invars[0],)
+    assert [a.shape for a in marked.scratch().copies] == [(2, 2)]
+    _same(side_by_side.scans(loops), _one_by_one(loops))
 
 
 def test_each_half_has_its_effects():
