@@ -15,18 +15,17 @@ ROWS = 512, 2048
 DRIVE_BYTES = 2 * 2**20
 """Bytes of a block's drive, of which there are a few such arrays at a time: they share a cache of
 2 MiB a core. An LSTM of H = 64 is 19 % faster with blocks of 2048 rows than of 512, and one of
-H = 256 13 % slower (two cores, jax 0.10.2). With twice as many, halves of a batch are 4 % faster
-for an LSTM of H = 128 and 2 to 4 % slower for a GRU, and take more than a quarter of the memory of
-the plain scan."""
+H = 256 13 % slower (two cores, jax 0.10.2). Halves of a batch, whose temporaries all have memory of
+their own, take half of it: as fast or up to 8 % faster, and up to a third less of that memory."""
 
 KEEP = 512
 """Multiplications of recurrent products for an element of their result, H for most cells, from
 which a CPU keeps what they made."""
 
-WHOLE = 1024
-"""The same, from which the batch stays whole: two loops would each read the weights, which fill
-the cache. At H = 768, B = 64 halves take 1.03 (LSTM), 0.93 (GRU) and 0.92 (elman) of the time, at
-H = 1024 1.10, 1.00 and 1.09."""
+WHOLE = 768
+"""The same, from which the batch stays whole: each half would read the weights, which fill the
+cache. At H = 512, B = 128 halves take 0.96 (LSTM), 0.91 (GRU) and 0.93 (elman) of the time, at
+H = 768, B = 64 1.10 (LSTM) and 0.98 (GRU), at H = 1024 an LSTM takes 1.19."""
 
 SMALL = 2**15
 """Multiplications of the recurrent products of a step, all of the batch, up to which a loop is too
@@ -69,18 +68,21 @@ def bptt(
     0.10.2).
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
-    H < 1024 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. At H, B =
-    256, 32; 128, 32; 64, 16; 512, 128 an LSTM took 0.77, 0.79, 0.83 and 0.96 of the time, a GRU
-    0.70, 0.76, 0.78 and 0.87, the simple network 0.75, 0.80, 1.09 (so not there) and 0.99; at H =
-    1024, B = 64 the three took 1.10, 1.00 and 1.09 (so not there; two cores, jax 0.10.2). Only
-    cells with a `GatedStep` do so, with one device, and more than 2^15 multiplications in a step's
-    recurrent products (B H^2 of a simple network), 2^26 in those of all steps.
+    H < 768 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. At H, B =
+    128, 32 and 256, 32 an LSTM took 0.71 and 0.76 of the time, a GRU 0.63 and 0.63, the simple
+    network 0.81 and 0.71; at 512, 128 they took 0.96, 0.91 and 0.93 (two cores, jax 0.10.2). Each
+    half keeps its own states, beside the outputs of both: [T, B, H] and [T, B, I] more than whole.
+    Compiling takes 6 times as long as for a plain scan, and 1.7 to 2.1 times with
+    `split_batch=False`. Only cells with a `GatedStep` do so, with one device, and more than 2^15
+    multiplications in a step's recurrent products (B H^2 of a simple network), 2^26 in those of all
+    steps.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
-        such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, or in
-        512 rows with several devices; adjusted to divide T if it can; and T where all of the drive
-        takes no more than 2 MiB.
+        such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, half
+        of that with the batch in halves, or 512 rows with several devices; adjusted to divide T if
+        it can; and T where all of the drive takes no more than 2 MiB, which is up to 28 % faster
+        and takes up to 21 arrays [T, B, H] then, 10 MiB or so.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
         for a CPU and recurrent products of H >= 512.
