@@ -39,13 +39,14 @@ def forward(
     """Run the cell; return ((last_state, ys), residuals of `backward`)."""
 
     def block(part, start, scan, state, inputs):
+        _, inputs = inputs
         run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
         return run.finish(scan(run.loop))
 
     parts = _parts(plan)
     starts = [part(state, 0) for part in parts]
     blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
-    ends = _scan_blocks(blocks, starts, [(xs, controls)] * len(parts), plan)
+    ends = _scan_blocks(blocks, starts, [(None, (xs, controls))] * len(parts), plan)
     states = [states for _, (states, _) in ends]
     ys = _join([primal.over_time(cell, cell.readout)(weights, s) for s in states], 1)
     last_state = _join([last_state for last_state, _ in ends], 0)
@@ -79,22 +80,17 @@ def backward(
     parts = _parts(plan)
     starts = [part(state, 0) for part in parts]
     blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
-    d_weights = trees.vary_alike(trees.zero_gradient(weights), residuals)
-    carries = [
-        (
-            part(d_last_state, 0),
-            None
-            if controls.reset is None
-            else trees.vary_alike(trees.zero_gradient(start), residuals),
-            d_weights,
-        )
-        for part, start in zip(parts, starts, strict=True)
-    ]
+
+    def carry(part, start):
+        d_start = None if controls.reset is None else trees.zero_gradient(start)
+        zeros = d_start, trees.zero_gradient(weights)
+        return part(d_last_state, 0), *trees.vary_alike(zeros, residuals)
+
     shared = xs, controls, adjoint.resets_after(controls), d_ys
-    inputs = [(own, shared) for own in outputs]
-    ends = _scan_blocks(
-        blocks, carries, inputs, plan, list(map(firsts, starts, outputs)), reverse=True
-    )
+    inputs = [
+        (firsts(start, own), (own, shared)) for start, own in zip(starts, outputs, strict=True)
+    ]
+    ends = _scan_blocks(blocks, list(map(carry, parts, starts)), inputs, plan, reverse=True)
     d_states, d_starts, d_parts = zip(*[carry for carry, _ in ends], strict=True)
     d_state, d_weights = _join(d_states, 0), functools.reduce(trees.add, d_parts)
     if controls.reset is not None:
@@ -125,38 +121,31 @@ def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
 def _scan_blocks(
     blocks: list[Callable],
     carries: list[PyTree],
-    per_step: list[PyTree],
+    inputs: list[tuple[PyTree, PyTree]],
     plan: Plan,
-    per_block: list[PyTree] | None = None,
     reverse: bool = False,
 ) -> list[tuple[PyTree, PyTree]]:
     """Scan over the blocks of time, each part of the batch by itself.
 
     Args:
-      blocks: of each part, `(carry, (per_block, per_step)) -> (carry, outputs)`, where the leading
-        axis of `per_step` and outputs is the block's length, or `(carry, per_step)` where
-        nothing is per block.
+      blocks: of each part, `(scan, carry, (per_block, per_step)) -> (carry, outputs)`, where `scan`
+        runs a loop over steps, and `per_step` and outputs lead with an axis of the block's length.
       carries: of each part, what passes from block to block.
-      per_step: of each part, pytree with a leading axis of T.
+      inputs: of each part, (per_block, per_step): pytrees with leading axes of ceil(T / length) and
+        of T.
       plan: the length of a block, and how the loops are run.
-      per_block: of each part, pytree with a leading axis of ceil(T / length).
       reverse: whether to go from the last block to the first.
 
     Returns:
       Of each part, the final carry and the outputs of all steps, in time order whatever the
       direction.
     """
-    steps, length = jax.tree.leaves(per_step)[0].shape[0], plan.length
+    steps, length = jax.tree.leaves(inputs[0][1])[0].shape[0], plan.length
     count, rest = divmod(steps, length)
-    if per_block is None:
-        inputs = per_step
-    else:
-        inputs = list(zip(per_block, per_step, strict=True))
 
-    def pieces(inputs, of_block, of_step):
-        if per_block is None:
-            return jax.tree.map(of_step, inputs)
-        return jax.tree.map(of_block, inputs[0]), jax.tree.map(of_step, inputs[1])
+    def pieces(given, of_block, of_step):
+        per_block, per_step = given
+        return jax.tree.map(of_block, per_block), jax.tree.map(of_step, per_step)
 
     def alone(loop):
         return scan(loop._replace(step=functools.partial(loop.step, scan)))
