@@ -27,15 +27,20 @@ WHOLE = 768
 cache. At H = 512, B = 128 halves take 0.96 (LSTM), 0.91 (GRU) and 0.93 (elman) of the time, at
 H = 768, B = 64 1.10 (LSTM) and 0.98 (GRU), at H = 1024 an LSTM takes 1.19."""
 
-SMALL = 2**15
+SMALL = 2**14
 """Multiplications of the recurrent products of a step, all of the batch, up to which a loop is too
-short to be worth a second one: a simple network of H = 64, B = 8 takes 1.07 of the time with jax
-0.12, one of H = B = 32 1.3 with 0.10.2; twice as many are a gain for both."""
+short to be worth a second one: with so many an LSTM of H = 32, B = 4 takes 1.04 of the time, a
+simple network of H = 64, B = 4 0.88 to 0.97, and a GRU of H = 32, B = 8 with half as many again
+0.9 (two cores, jax 0.10.2 and 0.12)."""
 
-SHORT = 2**26
-"""The same of all steps, below which two loops do not earn back that they meet: an LSTM of H = 128,
-B = 32 and T = 32 takes 1.0 to 1.08 of the time, a simple network of H = 64, B = 16 and T = 512 1.1,
-one of H = 128, B = 16 and T = 256 0.97 to 0.88."""
+SHORT = 2**23
+"""The same of all steps, about a millisecond's, below which two loops would be compiled for little:
+a simple network of H = 64, B = 16 takes 0.85 of the time at T = 64 and 128, 0.80 at 256, 0.7 at
+512."""
+
+ROWS_OF_A_HALF = 2
+"""A product of one row is faster by itself: an LSTM of H = 128 takes 1.0 to 1.5 of the time in
+halves at B = 3, 0.79 at B = 4."""
 
 
 def bptt(
@@ -73,9 +78,9 @@ def bptt(
     network 0.81 and 0.71; at 512, 128 they took 0.96, 0.91 and 0.93 (two cores, jax 0.10.2). Each
     half keeps its own states, beside the outputs of both: [T, B, H] and [T, B, I] more than whole.
     Compiling takes 6 times as long as for a plain scan, and 1.7 to 2.1 times with
-    `split_batch=False`. Only cells with a `GatedStep` do so, with one device, and more than 2^15
-    multiplications in a step's recurrent products (B H^2 of a simple network), 2^26 in those of all
-    steps.
+    `split_batch=False`. Only cells with a `GatedStep` do so, with one device, two rows or more in
+    each half, more than 2^14 multiplications in a step's recurrent products (B H^2 of a simple
+    network), and 2^23 in those of all steps.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
@@ -129,8 +134,7 @@ def bptt(
         )
         split = split_batch
         if split is None:
-            worth_it = total > SMALL and steps * total >= SHORT and each < WHOLE
-            split = worth_it and hindrance is None and _has_idle_core()
+            split = hindrance is None and _has_idle_core() and _pays(steps, batch, each, total)
         length = block_length
         if length is None and steps * size <= DRIVE_BYTES and not split:
             length = steps
@@ -209,6 +213,12 @@ def _recurrent_products(cell: Cell, weights: PyTree, state: PyTree) -> tuple[flo
     each = jaxprs.multiplications(cell.step.mix, weights, state)
     feedback = jax.tree.leaves(jax.eval_shape(cell.step.mix, weights, state))
     return each, each * sum(f.size for f in feedback)
+
+
+def _pays(steps: int, batch: tuple[int, ...], each: float, total: float) -> bool:
+    """Return whether halves of the batch are faster than the whole, on two cores."""
+    rows = batch[0] // 2 * math.prod(batch[1:])
+    return rows >= ROWS_OF_A_HALF and each < WHOLE and total > SMALL and steps * total >= SHORT
 
 
 def _has_idle_core() -> bool:

@@ -234,6 +234,13 @@ def test_few_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
     assert not _splits(lstm, jb.bptt())
 
 
+def test_a_half_has_two_rows_or_more(one_device_two_cores):
+    lstm = jb.lstm(input_size=I, hidden_size=H)
+    assert not _splits(lstm, jb.bptt(), batch=3)
+    assert _splits(lstm, jb.bptt(), batch=4)
+    assert _splits(lstm, jb.bptt(split_batch=True), batch=2)
+
+
 def test_a_gated_cell_splits_the_batch_by_default(one_device_two_cores):
     lstm = jb.lstm(input_size=I, hidden_size=H)
     algorithm = jb.bptt(block_length=2)
