@@ -48,7 +48,7 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
         ys = primal.over_time(cell, cell.readout)(weights, states)
         return (last_state, ys), (weights, start, xs, controls, states)
 
-    def backward(cell, residuals, d_last_state, d_ys):
+    def backward(cell, residuals, d_last_state, d_ys, wants_xs):
         weights, start, xs, controls, states = residuals
         drives, pull_project = trees.inexact_vjp(primal.over_time(cell, cell.project), weights, xs)
         prevs = primal.previous_states(start, start, states, controls)

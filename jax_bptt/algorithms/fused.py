@@ -97,11 +97,11 @@ def fused(
     def forward(cell, weights, state, xs, controls):
         return chosen(cell, weights, state, xs).forward(cell, weights, state, xs, controls)
 
-    def backward(cell, residuals, d_last_state, d_ys):
+    def backward(cell, residuals, *given):
         # All three keep first what the choice depends on, so that it is the one of `forward`.
         weights, state, xs, *_ = residuals
         reverse = chosen(cell, weights, state, xs).backward
         assert reverse is not None
-        return reverse(cell, residuals, d_last_state, d_ys)
+        return reverse(cell, residuals, *given)
 
     return Algorithm(forward, backward)

@@ -58,7 +58,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         last_state = jax.tree.map(lambda s: s[-1], states)
         return (last_state, ys), _Kept(weights, state, xs, controls, states, saved)
 
-    def backward(cell, residuals, d_last_state, d_ys):
+    def backward(cell, residuals, d_last_state, d_ys, wants_xs):
         weights, state, xs, controls, states, saved = residuals
         step = cell.step
         assert isinstance(step, GatedStep)

@@ -274,6 +274,7 @@ def reverse(
     d_ys: PyTree | None,
     kept: list[Array] | None = None,
     transposed: bool = False,
+    wants_xs: bool = True,
 ) -> Run:
     """Return the explicit reverse pass over a stretch of K steps.
 
@@ -293,9 +294,14 @@ def reverse(
       d_ys: cotangents of y_1..y_K, or None for none.
       kept: residuals from `forward`, or None to compute them again.
       transposed: whether the products of weight gradients are of transposed copies.
+      wants_xs: whether to return d_xs, rather than None at its leaves.
     """
     products = jaxprs.transpose_rows if transposed else _as_it_is
-    drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
+    project, nothing = over_time(cell, cell.project), jax.tree.map(lambda x: None, xs)
+    if wants_xs:
+        drives, pull_project = trees.inexact_vjp(project, weights, xs)
+    else:
+        drives, pull_project = trees.inexact_vjp(lambda w, _: project(w, xs), weights, nothing)
     linearization = linearize(cell, weights, prevs, states, drives, kept, products)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
 

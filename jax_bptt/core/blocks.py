@@ -54,7 +54,12 @@ def forward(
 
 
 def backward(
-    cell: Cell, plan: Plan, residuals: PyTree, d_last_state: PyTree, d_ys: PyTree
+    cell: Cell,
+    plan: Plan,
+    residuals: PyTree,
+    d_last_state: PyTree,
+    d_ys: PyTree,
+    wants_xs: bool,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Return (d_weights, d_state, d_xs) by the explicit reverse pass, the last block first."""
     weights, state, xs, controls, outputs = residuals
@@ -71,7 +76,18 @@ def backward(
         (states, kept), (xs, controls, after, d_ys) = own, part(shared, 1)
         prevs = primal.previous_states(start, first, states, controls)
         run = adjoint.reverse(
-            cell, weights, prevs, states, xs, controls, after, d_state, d_ys, kept, plan.transposed
+            cell,
+            weights,
+            prevs,
+            states,
+            xs,
+            controls,
+            after,
+            d_state,
+            d_ys,
+            kept,
+            transposed=plan.transposed,
+            wants_xs=wants_xs,
         )
         d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))
         d_weights = trees.accumulate(d_weights, d_part)

@@ -1,5 +1,6 @@
 """The exact gradient, blocked over time: the algorithm that the library exists for."""
 
+import functools
 import math
 import os
 
@@ -18,9 +19,12 @@ DRIVE_BYTES = 2 * 2**20
 H = 256 13 % slower (two cores, jax 0.10.2). Halves of a batch, whose temporaries all have memory of
 their own, take half of it: as fast or up to 8 % faster, and up to a third less of that memory."""
 
-KEEP = 512
+KEEP = 320
 """Multiplications of recurrent products for an element of their result, H for most cells, from
 which a CPU keeps what they made."""
+
+TRANSPOSE = 512
+"""The same, below which halves make the products of weight gradients of transposed copies."""
 
 WHOLE = 768
 """The same, from which the batch stays whole: each half would read the weights, which fill the
@@ -67,10 +71,10 @@ def bptt(
     spares a quarter of all products, and takes as many arrays [T, B, H] more as the cell has
     coefficients: 6 for an LSTM, 5 for a GRU, none where they are functions of the states, as for
     `elman`: an LSTM has 8 arrays then, of 14 that the plain scan has. On a CPU that pays where
-    products are large, and is the default there from H = 512 on: an LSTM of H = 1024, B = 64 took
-    0.84 of the time, one of H = 512 and B = 128, 32 or 16 took 0.87, 0.91 and 1.05, one of H = 384,
-    256 and 128 took 0.99, 1.02 and 1.05, a GRU of H = 512 0.92, 1.01 and 0.91 (two cores, jax
-    0.10.2).
+    products are large, and is the default there from H = 320 on: an LSTM of H = 1024, B = 64 took
+    0.84 of the time, one of H = 512 and B = 128 0.85, of H = 384 and 320 and B = 32 0.90, of
+    H = 256 and B = 64 or 32 0.95 and 1.03, of H = 128 1.12, a GRU of H = 384 0.88 (two cores, jax
+    0.10.2; within 0.03 with 0.12).
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
     H < 768 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. At H, B =
@@ -90,7 +94,7 @@ def bptt(
         and takes up to 21 arrays [T, B, H] then, 10 MiB or so.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
-        for a CPU and recurrent products of H >= 512.
+        for a CPU and recurrent products of H >= 320.
       split_batch: whether the two halves of the first batch axis are run as two loops, side by side
         where XLA has a core for each; from two blocks on, and where it is differentiated twice not.
         By default where that is faster, as said above. True asks for a state whose leaves all lead
@@ -147,7 +151,7 @@ def bptt(
             keep=_is_cpu() and each >= KEEP if recompute is None else not recompute,
             parts=(batch[0] // 2, batch[0] - batch[0] // 2) if split else (math.prod(batch[:1]),),
             together=split,
-            transposed=split and each < KEEP,
+            transposed=split and each < TRANSPOSE,
         )
 
     def run(fun, cell, plan, *args):
@@ -163,8 +167,9 @@ def bptt(
         inputs = weights, state, xs, controls
         return run(blocks.forward, cell, plan(cell, *inputs[:3]), *inputs)
 
-    def backward(cell, residuals, d_last_state, d_ys):
-        return run(blocks.backward, cell, plan(cell, *residuals[:3]), residuals, d_last_state, d_ys)
+    def backward(cell, residuals, d_last_state, d_ys, wants_xs):
+        reverse = functools.partial(blocks.backward, wants_xs=wants_xs)
+        return run(reverse, cell, plan(cell, *residuals[:3]), residuals, d_last_state, d_ys)
 
     return Algorithm(forward, backward)
 

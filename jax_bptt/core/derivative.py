@@ -70,9 +70,13 @@ def differentiable(
         @jax.jit
         def pull(d_outputs, residuals):
             d_last_state, d_ys = trees.vary_alike(d_outputs, residuals)
-            d_inputs = (*backward(cell, residuals, d_last_state, d_ys), Controls())
+            wants_xs = bool(jax.tree.leaves(given[2]))
+            d_inputs = backward(cell, residuals, d_last_state, d_ys, wants_xs)
             return jax.tree.map(
-                lambda g, d: None if g is None else d, given, d_inputs, is_leaf=_is_none
+                lambda g, d: None if g is None else d,
+                given,
+                (*d_inputs, Controls()),
+                is_leaf=_is_none,
             )
 
         def system(vector):

@@ -126,10 +126,11 @@ class Algorithm(NamedTuple):
     Attributes:
       forward: `(cell, weights, state, xs, controls) -> ((last_state, ys), residuals)`, in the order
         in which time is run; `controls` is a `jax_bptt.core.sequence.Controls`.
-      backward: `(cell, residuals, d_last_state, d_ys) -> (d_weights, d_state, d_xs)`, the exact
-        gradient by an explicit reverse pass; `d_ys` is None where no output has a cotangent, and
-        leaves that cannot be differentiated (integers, booleans, keys) are None on both sides. A
-        `backward` of None leaves the differentiation of `forward` to JAX.
+      backward: `(cell, residuals, d_last_state, d_ys, wants_xs) -> (d_weights, d_state, d_xs)`, the
+        exact gradient by an explicit reverse pass; `d_ys` is None where no output has a cotangent,
+        and leaves that cannot be differentiated (integers, booleans, keys) are None on both sides.
+        Where `wants_xs` is False nobody reads `d_xs`, and its leaves may be None. A `backward` of
+        None leaves the differentiation of `forward` to JAX.
     """
 
     forward: Callable[..., tuple[PyTree, PyTree]]

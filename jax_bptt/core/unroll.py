@@ -155,7 +155,7 @@ def bptt_gradients(
         )
     else:
         d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
-    d_weights, d_state, d_xs = algorithm.backward(cell, residuals, d_last_state, d_ys)
+    d_weights, d_state, d_xs = algorithm.backward(cell, residuals, d_last_state, d_ys, True)
     (d_xs,) = pull_arrange((d_xs, sequence.Controls(), None))
     _, pull_prepare = trees.inexact_vjp(cell.prepare, params)
     (d_params,) = pull_prepare(d_weights)

@@ -110,3 +110,26 @@ def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, 
     kept, recomputed = (multiplications(recompute=given) for given in (False, True))
     assert multiplications() == (kept if keeps else recomputed)
     assert kept < recomputed
+
+
+@pytest.mark.parametrize("split_batch", [False, True])
+@pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm_peephole])
+def test_no_gradient_of_the_inputs_is_made_unless_it_is_wanted(constructor, split_batch):
+    cell = constructor(input_size=I, hidden_size=H)
+    params, xs = cell.init(jax.random.key(0)), np.ones((T, B - 1, I))
+    algorithm = jb.bptt(block_length=T // 2, split_batch=split_batch)
+
+    def loss(params, xs):
+        return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+    def products(wanted):
+        jaxpr = jax.make_jaxpr(jax.grad(loss, wanted))(params, xs).jaxpr
+        rows = T // 2 * (B - 1) // (2 if split_batch else 1)
+        made = [e.outvars for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+        return sum(math.prod(v.aval.shape) == rows * I for (v,) in made)
+
+    assert products((0, 1)) == (2 if split_batch else 1)
+    assert products(0) == 0
+    both, alone = (jax.jit(jax.grad(loss, wanted))(params, xs) for wanted in ((0, 1), 0))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(both[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
