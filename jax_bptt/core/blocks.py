@@ -37,20 +37,61 @@ def forward(
     cell: Cell, plan: Plan, weights: PyTree, state: PyTree, xs: PyTree, controls: Controls
 ) -> tuple[tuple[PyTree, PyTree], PyTree]:
     """Run the cell; return ((last_state, ys), residuals of `backward`)."""
+    parts = _parts(plan)
+    among = _states_among_outputs(cell, weights, state, parts)
 
     def block(part, start, scan, state, inputs):
         _, inputs = inputs
         run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
-        return run.finish(scan(run.loop))
+        last_state, (states, kept) = run.finish(scan(run.loop))
+        given_out, others = _divide(states, among)
+        return last_state, (given_out, (others, kept))
 
-    parts = _parts(plan)
     starts = [part(state, 0) for part in parts]
     blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
-    ends = _scan_blocks(blocks, starts, [(None, (xs, controls))] * len(parts), plan)
-    states = [states for _, (states, _) in ends]
-    ys = _join([primal.over_time(cell, cell.readout)(weights, s) for s in states], 1)
-    last_state = _join([last_state for last_state, _ in ends], 0)
-    return (last_state, ys), (weights, state, xs, controls, [outputs for _, outputs in ends])
+    inputs = [(None, (xs, controls))] * len(parts)
+    last_states, given_out, own = _scan_blocks(blocks, starts, inputs, plan)
+
+    def read(part, others):
+        states = part(given_out, 1)
+        ys = primal.over_time(cell, cell.readout)(weights, trees.combine(states, others))
+        return ys, states
+
+    pieces = [read(part, others) for part, (others, _) in zip(parts, own, strict=True)]
+    states = zip(jax.tree.leaves(pieces[0][1]), jax.tree.leaves(given_out), strict=True)
+    wholes = {id(piece): whole for piece, whole in states}
+    ys = jax.tree.map(
+        lambda y, *others: wholes[id(y)] if id(y) in wholes else _join([y, *others], 1),
+        *[ys for ys, _ in pieces],
+    )
+    return (_join(last_states, 0), ys), (weights, state, xs, controls, given_out, own)
+
+
+def _states_among_outputs(
+    cell: Cell, weights: PyTree, state: PyTree, parts: Sequence[Callable]
+) -> PyTree:
+    """Return which leaves of the state are outputs as they are.
+
+    With the batch in parts they are kept as outputs, of the whole batch, rather than twice.
+    """
+    if len(parts) == 1:
+        return jax.tree.map(lambda s: False, state)
+    found = []
+
+    def look(state):
+        outputs = jax.tree.leaves(cell.readout(weights, state))
+        found.append(jax.tree.map(lambda s: any(y is s for y in outputs), state))
+        return outputs
+
+    jax.eval_shape(look, state)
+    return found[0]
+
+
+def _divide(states: PyTree, among: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the states that are given out and the others, each with None in the other's places."""
+    given_out = jax.tree.map(lambda s, yes: s if yes else None, states, among)
+    others = jax.tree.map(lambda s, yes: None if yes else s, states, among)
+    return given_out, others
 
 
 def backward(
@@ -62,18 +103,18 @@ def backward(
     wants_xs: bool,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Return (d_weights, d_state, d_xs) by the explicit reverse pass, the last block first."""
-    weights, state, xs, controls, outputs = residuals
+    weights, state, xs, controls, given_out, own = residuals
 
-    def firsts(start, outputs):
-        return jax.tree.map(
-            lambda s, ss: jnp.concatenate([s[None], ss[plan.length - 1 : -1 : plan.length]]),
-            start,
-            outputs[0],
-        )
+    def firsts(part, start, others):
+        before = slice(plan.length - 1, -1, plan.length)
+        given, others = jax.tree.map(lambda a: a[before], (given_out, others))
+        states = trees.combine(part(given, 1), others)
+        return jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss]), start, states)
 
     def block(part, start, scan, carry, inputs):
-        (d_state, d_start, d_weights), (first, (own, shared)) = carry, inputs
-        (states, kept), (xs, controls, after, d_ys) = own, part(shared, 1)
+        (d_state, d_start, d_weights), (first, ((others, kept), shared)) = carry, inputs
+        given, xs, controls, after, d_ys = part(shared, 1)
+        states = trees.combine(given, others)
         prevs = primal.previous_states(start, first, states, controls)
         run = adjoint.reverse(
             cell,
@@ -91,7 +132,7 @@ def backward(
         )
         d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))
         d_weights = trees.accumulate(d_weights, d_part)
-        return (d_state, trees.add(d_start, d_part_start), d_weights), d_xs
+        return (d_state, trees.add(d_start, d_part_start), d_weights), (d_xs, None)
 
     parts = _parts(plan)
     starts = [part(state, 0) for part in parts]
@@ -102,17 +143,19 @@ def backward(
         zeros = d_start, trees.zero_gradient(weights)
         return part(d_last_state, 0), *trees.vary_alike(zeros, residuals)
 
-    shared = xs, controls, adjoint.resets_after(controls), d_ys
+    shared = given_out, xs, controls, adjoint.resets_after(controls), d_ys
     inputs = [
-        (firsts(start, own), (own, shared)) for start, own in zip(starts, outputs, strict=True)
+        (firsts(part, start, apart[0]), (apart, shared))
+        for part, start, apart in zip(parts, starts, own, strict=True)
     ]
-    ends = _scan_blocks(blocks, list(map(carry, parts, starts)), inputs, plan, reverse=True)
-    d_states, d_starts, d_parts = zip(*[carry for carry, _ in ends], strict=True)
+    carries = list(map(carry, parts, starts))
+    carries, d_xs, _ = _scan_blocks(blocks, carries, inputs, plan, reverse=True)
+    d_states, d_starts, d_parts = zip(*carries, strict=True)
     d_state, d_weights = _join(d_states, 0), functools.reduce(trees.add, d_parts)
     if controls.reset is not None:
         # What a reset of the first step goes back to is in `d_starts` already.
         d_state = trees.add(select(~controls.reset[0], d_state), _join(d_starts, 0))
-    return trees.cast_gradient(d_weights, weights), d_state, _join([d_xs for _, d_xs in ends], 1)
+    return trees.cast_gradient(d_weights, weights), d_state, d_xs
 
 
 def _parts(plan: Plan) -> list[Callable[..., PyTree]]:
@@ -140,12 +183,13 @@ def _scan_blocks(
     inputs: list[tuple[PyTree, PyTree]],
     plan: Plan,
     reverse: bool = False,
-) -> list[tuple[PyTree, PyTree]]:
+) -> tuple[list[PyTree], PyTree, list[PyTree]]:
     """Scan over the blocks of time, each part of the batch by itself.
 
     Args:
-      blocks: of each part, `(scan, carry, (per_block, per_step)) -> (carry, outputs)`, where `scan`
-        runs a loop over steps, and `per_step` and outputs lead with an axis of the block's length.
+      blocks: of each part, `(scan, carry, (per_block, per_step)) -> (carry, (together, apart))`,
+        where `scan` runs a loop over steps, and `per_step` and the outputs, of which some are put
+        together again, lead with an axis of the block's length.
       carries: of each part, what passes from block to block.
       inputs: of each part, (per_block, per_step): pytrees with leading axes of ceil(T / length) and
         of T.
@@ -153,8 +197,8 @@ def _scan_blocks(
       reverse: whether to go from the last block to the first.
 
     Returns:
-      Of each part, the final carry and the outputs of all steps, in time order whatever the
-      direction.
+      The final carry of each part, the outputs of all parts together, and those of each apart, of
+      all steps, in time order whatever the direction.
     """
     steps, length = jax.tree.leaves(inputs[0][1])[0].shape[0], plan.length
     count, rest = divmod(steps, length)
@@ -163,8 +207,14 @@ def _scan_blocks(
         per_block, per_step = given
         return jax.tree.map(of_block, per_block), jax.tree.map(of_step, per_step)
 
-    def alone(loop):
-        return scan(loop._replace(step=functools.partial(loop.step, scan)))
+    def sorted_out(ends, axis):
+        carries, outputs = zip(*ends, strict=True)
+        together, apart = zip(*outputs, strict=True)
+        return list(carries), _join(together, axis), list(apart)
+
+    def scan_each(loops):
+        ends = [scan(loop._replace(step=functools.partial(loop.step, scan))) for loop in loops]
+        return sorted_out(ends, 2)
 
     def whole(carries):
         def cut(a):
@@ -174,34 +224,28 @@ def _scan_blocks(
             Loop(block, carry, pieces(given, lambda a: a[:count], cut), reverse)
             for block, carry, given in zip(blocks, carries, inputs, strict=True)
         ]
-        ends = side_by_side.scans(loops) if plan.together else list(map(alone, loops))
-        return [
-            (carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs))
-            for carry, outputs in ends
+        run = functools.partial(side_by_side.scans, axis=2) if plan.together else scan_each
+        carries, *outputs = run(loops)
+        return carries, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
+
+    def one_block(carries, of_block, of_step):
+        ends = [
+            block(scan, carry, pieces(given, of_block, of_step))
+            for block, carry, given in zip(blocks, carries, inputs, strict=True)
         ]
+        return sorted_out(ends, 1)
 
     def remainder(carries):
-        return [
-            block(scan, carry, pieces(given, lambda a: a[count], lambda a: a[count * length :]))
-            for block, carry, given in zip(blocks, carries, inputs, strict=True)
-        ]
+        return one_block(carries, lambda a: a[count], lambda a: a[count * length :])
 
     if steps <= length:
-        return [
-            block(scan, carry, pieces(given, lambda a: a[0], lambda a: a))
-            for block, carry, given in zip(blocks, carries, inputs, strict=True)
-        ]
+        return one_block(carries, lambda a: a[0], lambda a: a)
     if rest == 0:
         return whole(carries)
     stages = (remainder, whole) if reverse else (whole, remainder)
     outputs = []
     for stage in stages:
-        ends = stage(carries)
-        carries = [carry for carry, _ in ends]
-        outputs.append([out for _, out in ends])
+        carries, *stretch = stage(carries)
+        outputs.append(stretch)
     heads, tails = outputs[::-1] if reverse else outputs
-    joined = [
-        jax.tree.map(lambda h, t: jnp.concatenate([h, t]), head, tail)
-        for head, tail in zip(heads, tails, strict=True)
-    ]
-    return list(zip(carries, joined, strict=True))
+    return carries, *jax.tree.map(lambda h, t: jnp.concatenate([h, t]), heads, tails)

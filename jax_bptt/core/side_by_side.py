@@ -32,25 +32,30 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.core.indices import after, at, index, is_key, put, zero
-from jax_bptt.core.loops import Loop, mark, trace
+from jax_bptt.core.loops import Loop, Scratch, Step, mark, trace
 from jax_bptt.core.types import PyTree
 
 TICKETS = 6
 """Of each loop: those of two are more than eight, of which each thread gets one loop's."""
 
 
-def scans(loops: list[Loop]) -> list[tuple[PyTree, PyTree]]:
+def scans(loops: list[Loop], axis: int) -> tuple[list[PyTree], PyTree, list[PyTree]]:
     """Run two or more loops as `scan` does each of them, side by side.
 
     Args:
       loops: independent of each other. Their steps take one argument more, the first: `scan`, or
         what stands for it here, to run loops of their own.
+      axis: of stacked outputs, along which those of all loops are put together. Steps emit
+        (together, apart); the first loop writes into the whole, so that only what the others have
+        written is copied.
 
     Returns:
-      What `scan` returns of each loop.
+      The last carry of each loop, the outputs of all together, and those of each apart.
     """
     traced = [trace(loop._replace(step=functools.partial(loop.step, mark))) for loop in loops]
-    scratches = _zeros([step.scratch() for step, _ in traced], after(index(0), loops[0].inputs))
+    first, *others = [step.scratch() for step, _ in traced]
+    shapes = [_with_room(first, others, _together(traced[0][0]), axis), *others]
+    scratches = _zeros(shapes, after(index(0), loops[0].inputs))
     given = [
         (step.fixed(consts), jax.tree.leaves(loop.carry), step.read(loop.inputs), scratch)
         for loop, (step, consts), scratch in zip(loops, traced, scratches, strict=True)
@@ -71,9 +76,40 @@ def scans(loops: list[Loop]) -> list[tuple[PyTree, PyTree]]:
         jax.tree.unflatten(step.structure, [*carry, *scratch.outputs])
         for (step, _), (carry, scratch) in zip(traced, ends, strict=True)
     ]
+    carries, outputs = zip(*results, strict=True)
+    together, apart = zip(*outputs, strict=True)
+    results = carries, jax.tree.map(functools.partial(_put_into, axis), *together), apart
     # Alive up to here: nothing of one loop takes the memory of what the other has had or read.
-    alive = gate, ends, [(fixed, inputs) for fixed, _, inputs, _ in given]
-    return _at_last(results, after(index(0), alive), tickets)
+    written = [scratch._replace(outputs=[]) for _, scratch in ends]
+    alive = gate, written, results, [(fixed, inputs) for fixed, _, inputs, _ in given]
+    carries, whole, apart = _at_last(results, after(index(0), alive), tickets)
+    return list(carries), whole, list(apart)
+
+
+def _together(step: Step) -> list[int]:
+    """Return which of the outputs of a step that emits (together, apart) are put together."""
+    numbers = [*[-1] * step.carried, *range(len(step.jaxpr.outvars) - step.carried)]
+    _, (together, _) = jax.tree.unflatten(step.structure, numbers)
+    return jax.tree.leaves(together)
+
+
+def _with_room(first: Scratch, others: list[Scratch], together: list[int], axis: int) -> Scratch:
+    """Return the first loop's scratch, with room for the outputs of all that are put together."""
+    outputs = list(first.outputs)
+    for k in together:
+        shape = list(outputs[k].shape)
+        shape[axis] += sum(scratch.outputs[k].shape[axis] for scratch in others)
+        outputs[k] = jax.ShapeDtypeStruct(tuple(shape), outputs[k].dtype)
+    return first._replace(outputs=outputs)
+
+
+def _put_into(axis: int, whole: Array, *others: Array) -> Array:
+    """Put what the other loops have written into the room of the first one's output."""
+    start = whole.shape[axis] - sum(a.shape[axis] for a in others)
+    for a in others:
+        whole = lax.dynamic_update_slice_in_dim(whole, a, start, axis)
+        start += a.shape[axis]
+    return whole
 
 
 def _zeros(shapes: PyTree, i: Array) -> PyTree:

@@ -55,9 +55,23 @@ def _loops(w, reverse):
 
 
 def _one_by_one(loops):
-    """What `scans` returns, by `jax.lax.scan` alone."""
+    """What `scans` does, by `jax.lax.scan` alone, nothing put together."""
     steps = [functools.partial(loop.step, scan) for loop in loops]
     return [scan(loop._replace(step=f)) for loop, f in zip(loops, steps, strict=True)]
+
+
+def _scans(loops):
+    """`scans` of steps of which all outputs stay apart."""
+
+    def apart(step, *args):
+        carry, outputs = step(*args)
+        return carry, (None, outputs)
+
+    steps = [functools.partial(apart, loop.step) for loop in loops]
+    loops = [loop._replace(step=f) for loop, f in zip(loops, steps, strict=True)]
+    carries, together, outputs = side_by_side.scans(loops, axis=1)
+    assert together is None
+    return list(zip(carries, outputs, strict=True))
 
 
 def _same(got, wanted):
@@ -71,7 +85,7 @@ def _same(got, wanted):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scans_do_what_scan_does(reverse):
     w = np.random.default_rng(1).normal(size=(H, H))
-    ends = jax.jit(lambda w: side_by_side.scans(_loops(w, reverse)))(w)
+    ends = jax.jit(lambda w: _scans(_loops(w, reverse)))(w)
     _same(ends, _one_by_one(_loops(w, reverse)))
 
 
@@ -83,7 +97,26 @@ def test_three_loops_of_unlike_steps():
     carries = jnp.float64(1), jnp.int32(2), jnp.bool(False)
     steps = count, count, lambda _, carry, x: (carry ^ x, x)
     loops = list(map(Loop, steps, carries, inputs))
-    _same(side_by_side.scans(loops), _one_by_one(loops))
+    _same(_scans(loops), _one_by_one(loops))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_outputs_are_put_together(reverse):
+    w = np.random.default_rng(1).normal(size=(H, H))
+
+    def step(scan, h, x):
+        new = jnp.tanh(h @ w + x)
+        return new, ((new, {"sum": new.sum(1, keepdims=True)}), h)
+
+    sizes, rng = [3, 1, 2], np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.normal(size=(T, rows, H))) for rows in sizes]
+    loops = [Loop(step, x[0], x, reverse) for x in inputs]
+    carries, together, apart = jax.jit(lambda: side_by_side.scans(loops, axis=1))()
+    wanted = _one_by_one(loops)
+    _same(carries, [carry for carry, _ in wanted])
+    _same(apart, [apart for _, (_, apart) in wanted])
+    parts = [together for _, (together, _) in wanted]
+    _same(together, jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts))
 
 
 def _whiles(run, *args):
@@ -95,7 +128,7 @@ def test_what_no_step_reads_is_not_passed_in():
         return carry + inputs["read"], None
 
     def run(inputs):
-        return side_by_side.scans([Loop(step, jnp.float64(k), inputs) for k in (1, 2)])
+        return _scans([Loop(step, jnp.float64(k), inputs) for k in (1, 2)])
 
     whiles = _whiles(run, {"read": jnp.arange(3.0), "unread": jnp.ones((3, 7))})
     shapes = [v.aval.shape for e in whiles for v in e.invars]
@@ -109,7 +142,7 @@ def test_what_follows_from_constants_is_computed_once():
         return carry @ jnp.tanh(w), x
 
     def run(xs):
-        return side_by_side.scans([Loop(step, jnp.ones((2, 3)), xs) for _ in range(2)])
+        return _scans([Loop(step, jnp.ones((2, 3)), xs) for _ in range(2)])
 
     bodies = [e.params["body_jaxpr"].jaxpr for e in _whiles(run, jnp.ones(4))]
     assert not [e for b in bodies for e in equations(b) if e.primitive.name == "tanh"]
@@ -152,7 +185,7 @@ def test_what_a_loop_overwrites_is_copied_first():
     marked = trace(loops[0]._replace(step=functools.partial(step, mark)))[0]
     assert marked.overwritten == (marked.jaxpr.invars[0],)
     assert [a.shape for a in marked.scratch().copies] == [(2, 2)]
-    _same(side_by_side.scans(loops), _one_by_one(loops))
+    _same(_scans(loops), _one_by_one(loops))
 
 
 def test_each_half_has_its_effects():
@@ -182,7 +215,7 @@ def test_scans_can_be_mapped():
     ws = np.random.default_rng(1).normal(size=(3, H, H))
 
     def run(w):
-        return side_by_side.scans(_loops(w, False))
+        return _scans(_loops(w, False))
 
     _same(jax.jit(jax.vmap(run))(ws), [*map(_stacked, zip(*map(run, ws), strict=True))])
     loops = _whiles(jax.vmap(run), ws)
