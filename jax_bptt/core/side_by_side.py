@@ -57,14 +57,15 @@ def scans(loops: list[Loop], axis: int) -> tuple[list[PyTree], PyTree, list[PyTr
     shapes = [_with_room(first, others, _together(traced[0][0]), axis), *others]
     scratches = _zeros(shapes, after(index(0), loops[0].inputs))
     given = [
-        (step.fixed(consts), jax.tree.leaves(loop.carry), step.read(loop.inputs), scratch)
+        (step.fixed(consts), jax.tree.leaves(loop.carry), (step.read(loop.inputs), scratch))
         for loop, (step, consts), scratch in zip(loops, traced, scratches, strict=True)
     ]
     # Else the gate would wait for what its one element of each is made of, not for the whole.
     given = lax.optimization_barrier(given)
-    gate, scratches = _when_there(after(index(0), given), [scratch for *_, scratch in given])
+    # Not what is fixed or carried: an LSTM's loops would run one after the other (jax 0.10).
+    gate, there = _when_there(after(index(0), given), [large for _, _, large in given])
     ends, tickets = [], []
-    for (step, _), (fixed, carry, inputs, _), scratch in zip(traced, given, scratches, strict=True):
+    for (step, _), (fixed, carry, _), (inputs, scratch) in zip(traced, given, there, strict=True):
         numbers = [gate + index(len(tickets) + k) for k in range(TICKETS)]
         # What is expensive XLA computes once, by a piece of its own.
         own = [jnp.exp(i.astype(jnp.float32)) for i in numbers]
@@ -81,7 +82,7 @@ def scans(loops: list[Loop], axis: int) -> tuple[list[PyTree], PyTree, list[PyTr
     results = carries, jax.tree.map(functools.partial(_put_into, axis), *together), apart
     # Alive up to here: nothing of one loop takes the memory of what the other has had or read.
     written = [scratch._replace(outputs=[]) for _, scratch in ends]
-    alive = gate, written, results, [(fixed, inputs) for fixed, _, inputs, _ in given]
+    alive = gate, written, results, [(fixed, inputs) for fixed, _, (inputs, _) in given]
     carries, whole, apart = _at_last(results, after(index(0), alive), tickets)
     return list(carries), whole, list(apart)
 
