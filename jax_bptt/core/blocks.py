@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_bptt.core import adjoint, primal, side_by_side, trees
-from jax_bptt.core.loops import Loop, scan
+from jax_bptt.core.loops import Before, Loop, scan
 from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.types import Cell, PyTree
 
@@ -41,16 +41,17 @@ def forward(
     among = _states_among_outputs(cell, weights, state, parts)
 
     def block(part, start, scan, state, inputs):
-        _, inputs = inputs
         run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
         last_state, (states, kept) = run.finish(scan(run.loop))
         given_out, others = _divide(states, among)
         return last_state, (given_out, (others, kept))
 
     starts = [part(state, 0) for part in parts]
-    blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
-    inputs = [(None, (xs, controls))] * len(parts)
-    last_states, given_out, own = _scan_blocks(blocks, starts, inputs, plan)
+    loops = [
+        Loop(functools.partial(block, part, start), start, (xs, controls))
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    last_states, given_out, own = _scan_blocks(loops, plan)
 
     def read(part, others):
         states = part(given_out, 1)
@@ -104,17 +105,15 @@ def backward(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Return (d_weights, d_state, d_xs) by the explicit reverse pass, the last block first."""
     weights, state, xs, controls, given_out, own = residuals
-
-    def firsts(part, start, others):
-        before = slice(plan.length - 1, -1, plan.length)
-        given, others = jax.tree.map(lambda a: a[before], (given_out, others))
-        states = trees.combine(part(given, 1), others)
-        return jax.tree.map(lambda s, ss: jnp.concatenate([s[None], ss]), start, states)
+    parts = _parts(plan)
+    among = _states_among_outputs(cell, weights, state, parts)
 
     def block(part, start, scan, carry, inputs):
-        (d_state, d_start, d_weights), (first, ((others, kept), shared)) = carry, inputs
+        d_state, d_start, d_weights = carry
+        (given, others), ((own, kept), shared) = inputs
+        first = trees.combine(part(given, 0), others)
         given, xs, controls, after, d_ys = part(shared, 1)
-        states = trees.combine(given, others)
+        states = trees.combine(given, own)
         prevs = primal.previous_states(start, first, states, controls)
         run = adjoint.reverse(
             cell,
@@ -134,22 +133,21 @@ def backward(
         d_weights = trees.accumulate(d_weights, d_part)
         return (d_state, trees.add(d_start, d_part_start), d_weights), (d_xs, None)
 
-    parts = _parts(plan)
-    starts = [part(state, 0) for part in parts]
-    blocks = [functools.partial(block, *args) for args in zip(parts, starts, strict=True)]
+    def pick(inputs):
+        (own, _), (given, *_) = inputs
+        return given, own
 
-    def carry(part, start):
+    def loop(part, apart):
+        start = part(state, 0)
         d_start = None if controls.reset is None else trees.zero_gradient(start)
         zeros = d_start, trees.zero_gradient(weights)
-        return part(d_last_state, 0), *trees.vary_alike(zeros, residuals)
+        carry = part(d_last_state, 0), *trees.vary_alike(zeros, residuals)
+        before = Before((_divide(state, among)[0], _divide(start, among)[1]), pick)
+        step = functools.partial(block, part, start)
+        return Loop(step, carry, (apart, shared), reverse=True, before=before)
 
     shared = given_out, xs, controls, adjoint.resets_after(controls), d_ys
-    inputs = [
-        (firsts(part, start, apart[0]), (apart, shared))
-        for part, start, apart in zip(parts, starts, own, strict=True)
-    ]
-    carries = list(map(carry, parts, starts))
-    carries, d_xs, _ = _scan_blocks(blocks, carries, inputs, plan, reverse=True)
+    carries, d_xs, _ = _scan_blocks(list(map(loop, parts, own)), plan)
     d_states, d_starts, d_parts = zip(*carries, strict=True)
     d_state, d_weights = _join(d_states, 0), functools.reduce(trees.add, d_parts)
     if controls.reset is not None:
@@ -177,75 +175,19 @@ def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
 
 
-def _scan_blocks(
-    blocks: list[Callable],
-    carries: list[PyTree],
-    inputs: list[tuple[PyTree, PyTree]],
-    plan: Plan,
-    reverse: bool = False,
-) -> tuple[list[PyTree], PyTree, list[PyTree]]:
-    """Scan over the blocks of time, each part of the batch by itself.
+def _scan_blocks(loops: list[Loop], plan: Plan) -> tuple[list[PyTree], PyTree, list[PyTree]]:
+    """Run the loops over blocks of the parts of the batch, as the plan says.
 
-    Args:
-      blocks: of each part, `(scan, carry, (per_block, per_step)) -> (carry, (together, apart))`,
-        where `scan` runs a loop over steps, and `per_step` and the outputs, of which some are put
-        together again, lead with an axis of the block's length.
-      carries: of each part, what passes from block to block.
-      inputs: of each part, (per_block, per_step): pytrees with leading axes of ceil(T / length) and
-        of T.
-      plan: the length of a block, and how the loops are run.
-      reverse: whether to go from the last block to the first.
+    Their steps take one argument more, the first, which runs a loop over steps, and emit
+    (together, apart), of which the former is put together again.
 
     Returns:
-      The final carry of each part, the outputs of all parts together, and those of each apart, of
-      all steps, in time order whatever the direction.
+      The last carry of each part, the outputs of all parts together, and those of each apart.
     """
-    steps, length = jax.tree.leaves(inputs[0][1])[0].shape[0], plan.length
-    count, rest = divmod(steps, length)
-
-    def pieces(given, of_block, of_step):
-        per_block, per_step = given
-        return jax.tree.map(of_block, per_block), jax.tree.map(of_step, per_step)
-
-    def sorted_out(ends, axis):
-        carries, outputs = zip(*ends, strict=True)
-        together, apart = zip(*outputs, strict=True)
-        return list(carries), _join(together, axis), list(apart)
-
-    def scan_each(loops):
-        ends = [scan(loop._replace(step=functools.partial(loop.step, scan))) for loop in loops]
-        return sorted_out(ends, 2)
-
-    def whole(carries):
-        def cut(a):
-            return a[: count * length].reshape(count, length, *a.shape[1:])
-
-        loops = [
-            Loop(block, carry, pieces(given, lambda a: a[:count], cut), reverse)
-            for block, carry, given in zip(blocks, carries, inputs, strict=True)
-        ]
-        run = functools.partial(side_by_side.scans, axis=2) if plan.together else scan_each
-        carries, *outputs = run(loops)
-        return carries, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
-
-    def one_block(carries, of_block, of_step):
-        ends = [
-            block(scan, carry, pieces(given, of_block, of_step))
-            for block, carry, given in zip(blocks, carries, inputs, strict=True)
-        ]
-        return sorted_out(ends, 1)
-
-    def remainder(carries):
-        return one_block(carries, lambda a: a[count], lambda a: a[count * length :])
-
-    if steps <= length:
-        return one_block(carries, lambda a: a[0], lambda a: a)
-    if rest == 0:
-        return whole(carries)
-    stages = (remainder, whole) if reverse else (whole, remainder)
-    outputs = []
-    for stage in stages:
-        carries, *stretch = stage(carries)
-        outputs.append(stretch)
-    heads, tails = outputs[::-1] if reverse else outputs
-    return carries, *jax.tree.map(lambda h, t: jnp.concatenate([h, t]), heads, tails)
+    loops = [loop._replace(block=plan.length) for loop in loops]
+    if plan.together:
+        return side_by_side.scans(loops, axis=1)
+    ends = [scan(loop._replace(step=functools.partial(loop.step, scan))) for loop in loops]
+    carries, outputs = zip(*ends, strict=True)
+    together, apart = zip(*outputs, strict=True)
+    return list(carries), _join(together, 1), list(apart)

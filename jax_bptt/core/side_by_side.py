@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.core.indices import after, at, index, is_key, put, zero
-from jax_bptt.core.loops import Loop, Scratch, Step, mark, trace
+from jax_bptt.core.loops import Loop, Scratch, Step, mark, scan, trace
 from jax_bptt.core.types import PyTree
 
 TICKETS = 6
@@ -74,8 +74,8 @@ def scans(loops: list[Loop], axis: int) -> tuple[list[PyTree], PyTree, list[PyTr
         ends.append(step.run(fixed, carry, inputs, scratch._replace(here=here)))
         tickets += own
     results = [
-        jax.tree.unflatten(step.structure, [*carry, *scratch.outputs])
-        for (step, _), (carry, scratch) in zip(traced, ends, strict=True)
+        _with_the_rest(loop, jax.tree.unflatten(step.structure, [*carry, *scratch.outputs]))
+        for loop, (step, _), (carry, scratch) in zip(loops, traced, ends, strict=True)
     ]
     carries, outputs = zip(*results, strict=True)
     together, apart = zip(*outputs, strict=True)
@@ -102,6 +102,19 @@ def _with_room(first: Scratch, others: list[Scratch], together: list[int], axis:
         shape[axis] += sum(scratch.outputs[k].shape[axis] for scratch in others)
         outputs[k] = jax.ShapeDtypeStruct(tuple(shape), outputs[k].dtype)
     return first._replace(outputs=outputs)
+
+
+def _with_the_rest(loop: Loop, results: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """Take the step of what is left over; return the carry, and the outputs with what it emits."""
+    if loop.left_over.start == loop.left_over.stop:
+        return results
+    carry, outputs = results
+    carry, emitted = loop._replace(step=functools.partial(loop.step, scan)).last_step(carry)
+
+    def into(a, e):
+        return lax.dynamic_update_slice_in_dim(a, e, loop.left_over.start, 0)
+
+    return carry, jax.tree.map(into, outputs, emitted)
 
 
 def _put_into(axis: int, whole: Array, *others: Array) -> Array:

@@ -9,7 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.core import side_by_side
-from jax_bptt.core.loops import Loop, mark, scan, trace
+from jax_bptt.core.loops import Before, Loop, mark, scan, trace
 from jax_bptt.core.types import GatedStep
 from tests.core.jaxprs import equations
 from tests.core.messages import check
@@ -54,10 +54,25 @@ def _loops(w, reverse):
     return [loop(1), loop(2)]
 
 
-def _one_by_one(loops):
-    """What `scans` does, by `jax.lax.scan` alone, nothing put together."""
+def _one_by_one(loops, run=scan):
+    """What `scans` does, one loop after the other, nothing put together."""
     steps = [functools.partial(loop.step, scan) for loop in loops]
-    return [scan(loop._replace(step=f)) for loop, f in zip(loops, steps, strict=True)]
+    return [run(loop._replace(step=f)) for loop, f in zip(loops, steps, strict=True)]
+
+
+def _by_hand(loop):
+    """The blocks of a loop, one after the other."""
+    total, carry, outputs = len(jax.tree.leaves(loop.inputs)[0]), loop.carry, []
+    cuts = [(start, min(start + loop.block, total)) for start in range(0, total, loop.block)]
+    for start, stop in [(total - b, total - a) for a, b in cuts] if loop.reverse else cuts:
+        inputs = jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], loop.inputs)
+        if loop.before is not None:
+            before = [a[start - 1] for a in loop.before.pick(loop.inputs)]
+            inputs = before if start else loop.before.start, inputs
+        carry, emitted = loop.step(carry, inputs)
+        outputs.append(emitted)
+    outputs = outputs[::-1] if loop.reverse else outputs
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
 def _scans(loops):
@@ -87,6 +102,46 @@ def test_scans_do_what_scan_does(reverse):
     w = np.random.default_rng(1).normal(size=(H, H))
     ends = jax.jit(lambda w: _scans(_loops(w, reverse)))(w)
     _same(ends, _one_by_one(_loops(w, reverse)))
+
+
+def _loops_over_blocks(w, reverse, block, reads_before):
+    def step(scan, carry, inputs):
+        before, (xs, moves) = inputs if reads_before else ([carry[0]], inputs)
+        moved = xs + before[0][None]
+        carry, (states, sums) = scan(Loop(advance, carry, (moved @ w, moves), reverse))
+        return carry, ({"states": states, "products": moved @ w}, sums)
+
+    def advance(carry, inputs):
+        (h, total), (x, move) = carry, inputs
+        new = jnp.where(move, jnp.tanh(h @ w + x), h)
+        return (new, total + new.sum()), (new, total)
+
+    rng = np.random.default_rng(0)
+
+    def loop(rows):
+        carry = jnp.asarray(rng.normal(size=(rows, H))), jnp.float64(rows)
+        inputs = jnp.asarray(rng.normal(size=(7, rows, H))), jnp.arange(7) % 3 != 1
+        before = Before([carry[0]], lambda inputs: [inputs[0]]) if reads_before else None
+        return Loop(step, carry, inputs, reverse, block, before)
+
+    return [loop(2), loop(3)]
+
+
+@pytest.mark.parametrize("reads_before", [False, True])
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 9])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_loops_over_blocks(reverse, block, reads_before):
+    w = np.random.default_rng(1).normal(size=(H, H))
+    loops = _loops_over_blocks(w, reverse, block, reads_before)
+    wanted = _one_by_one(loops, _by_hand)
+    _same(_one_by_one(loops), wanted)
+    if block < 7:
+        carries, together, apart = jax.jit(lambda: side_by_side.scans(loops, axis=1))()
+        outputs = [outputs for _, outputs in wanted]
+        _same(carries, [carry for carry, _ in wanted])
+        _same(apart, [apart for _, apart in outputs])
+        parts = [together for together, _ in outputs]
+        _same(together, jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts))
 
 
 def test_three_loops_of_unlike_steps():
