@@ -180,8 +180,10 @@ def automatic_block_length(
 ) -> int:
     """Return the block length for T = `steps` when the user names none.
 
-    Among the lengths within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the nearest
-    that divides T, since a remainder is a second, shorter block to compile.
+    Among the lengths within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the one that
+    leaves the least of T over, and of those the nearest: what is left over is one more block to
+    compile, which halves of the batch do not run side by side (T = 127, B = 32, H = 256: blocks of
+    9, one step left over, take 0.80 (GRU) and 0.86 (LSTM) of the time of blocks of 8, seven left).
 
     Args:
       steps: T.
@@ -201,8 +203,8 @@ def automatic_block_length(
         target = min(target, -(-steps // 2))
     if steps <= target:
         return max(steps, 1)
-    near = [k for k in range(-(-target // 2), 2 * target + 1) if steps % k == 0]
-    return min(near, key=lambda k: abs(k - target)) if near else target
+    near = range(-(-target // 2), 2 * target + 1)
+    return min(near, key=lambda k: (steps % k, abs(k - target)))
 
 
 def _is_cpu() -> bool:
