@@ -6,6 +6,7 @@ from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
+from jax_bptt.algorithms.unroll import bptt_gradients, unroll
 from jax_bptt.cells.conv_lstm import conv_lstm
 from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler
 from jax_bptt.cells.elman import elman
@@ -40,7 +41,6 @@ from jax_bptt.cells.weight_noise import weight_noise
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
 from jax_bptt.core.bptt import bptt
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
-from jax_bptt.core.unroll import bptt_gradients, unroll
 from jax_bptt.diagnostics.contributions import contributions
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout

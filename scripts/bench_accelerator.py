@@ -7,6 +7,8 @@ Groups, each in a process of its own, so that one that hangs or crashes costs it
     dense      the same of a dense LSTM
     torch      cuDNN's dense LSTM by PyTorch: float16, bfloat16, float32
     cudnn      cuDNN's dense LSTM by JAX: float32
+    meetings   blocks of threads that meet, of a cluster and of the grid, which decides whether a
+               dense kernel over the whole grid is worth writing
 
 Rows are in order of value; what does not fit into the time is listed as not run. The whole takes
 less than eight minutes; `--groups heads --timeout 3600` runs all rows of a group. A model of heads
@@ -31,6 +33,8 @@ from benchmarks import environment, report
 from benchmarks.progress import progress
 
 TIMEOUT = 450.0
+TABLES = {"correct": show.correctness, "meetings": show.meetings}
+"""Of groups that do not time ways to run a row."""
 
 
 def seconds(text: str) -> float:
@@ -87,9 +91,11 @@ def tables(reports: dict[str, dict[str, Any]]) -> list[str]:
     """Return what there is to print."""
     texts = []
     for name, group in reports.items():
-        make = show.correctness if GROUPS[name].ways is None else show.times
         if group["rows"]:
+            make = TABLES.get(name, show.times)
             texts.append(report.text(make(group["title"], group["rows"])))
+        if name == "meetings" and (verdict := show.verdict(group["rows"])):
+            texts.append(verdict)
         if group["ended"] != "done":
             texts.append(f"{name}: {group['ended']} {group['reason']}".rstrip())
         if group["not_run"]:
@@ -100,7 +106,9 @@ def tables(reports: dict[str, dict[str, Any]]) -> list[str]:
 def wrong(reports: dict[str, dict[str, Any]]) -> bool:
     """Return whether a kernel is wrong, a way to run a row failed, or a group came to a bad end."""
     rows = [row for group in reports.values() for row in group["rows"]]
-    failed = any(c["error"] for row in rows for c in row.get("contestants", []))
+    parts = [c for row in rows for c in row.get("contestants", [])]
+    parts += reports["meetings"]["rows"] if "meetings" in reports else []
+    failed = any(part["error"] for part in parts)
     bad = any(group["ended"] in ("failed", "timed out") for group in reports.values())
     return failed or bad or not all(row.get("met", True) for row in rows)
 
@@ -124,9 +132,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n\n".join(tables(reports)))
     if ratios:
         print("\n" + report.text(show.ratio_table(ratios)))
+    proven = show.proven(reports)
     places = [group["environment"] for group in reports.values() if group["environment"]]
     if places:
         print("\n" + environment.sentence(places[0]))
+        for name in proven:
+            print(
+                f"right in every case and faster than the scan: {(name, places[0]['device'])} may "
+                "be entered into PROVEN of jax_bptt/kernels/choice.py"
+            )
     if args.json is not None:
         document = {
             "schema": 1,
@@ -134,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment": places[0] if places else None,
             "groups": reports,
             "ratios": ratios,
+            "proven": proven,
         }
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:

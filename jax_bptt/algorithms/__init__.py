@@ -1,1 +1,1 @@
-"""Offline algorithms, one a file: ways to run and differentiate a sequence besides `bptt`."""
+"""`unroll`, and the offline algorithms it can run a cell by, one a file, besides `bptt`."""

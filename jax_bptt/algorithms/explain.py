@@ -1,10 +1,10 @@
-"""What `fused` would run, in words."""
+"""What `fused` would run, and whether `unroll` takes it, in words."""
 
 import jax
 
 from jax_bptt.core.checks import batch_shape
 from jax_bptt.core.types import Cell, PyTree
-from jax_bptt.kernels.choice import check_device, choose
+from jax_bptt.kernels.choice import check_device, choose, proven_on
 
 
 def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None) -> str:
@@ -17,7 +17,8 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
       device: "gpu", "cpu" or "tpu", to ask about another device than JAX's default one.
 
     Returns:
-      A few lines; where the scan runs, the reason of each kernel for the device.
+      A few lines; where the scan runs, the reason of each kernel for the device; where a kernel
+      does, on which devices `unroll` takes it unless told otherwise.
 
     Raises:
       ValueError: the device is none of these.
@@ -42,11 +43,14 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
     if isinstance(choice, str):
         return f"fused() runs bptt(), a scan over time:\n{choice}"
     kernel, form = choice
+    kinds = ", ".join(proven_on(kernel.name))
+    default = f"unroll takes it by default on: {kinds or 'no device, it is proven on none so far'}"
     if form is None:
-        return f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
+        told = f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
+        return f"{told}\n{default}"
     heads, size, gates, _ = form.matrix.shape
     return (
         f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "
         f"{gates} gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept "
-        "besides the states"
+        f"besides the states\n{default}"
     )

@@ -1,11 +1,15 @@
 """All steps of a sequence in one kernel, forward and reverse, where there is one for the device."""
 
+from collections.abc import Callable
+
+import jax
+
 from jax_bptt.algorithms.fused_diagonal import fused_diagonal
 from jax_bptt.algorithms.fused_gated import fused_gated
 from jax_bptt.core.bptt import bptt
 from jax_bptt.core.checks import require
 from jax_bptt.core.types import Algorithm
-from jax_bptt.kernels.choice import check_device, choose
+from jax_bptt.kernels.choice import Choice, check_device, choose, proven
 
 
 def fused(
@@ -51,7 +55,8 @@ def fused(
     largest products leave an error of 1e-8. What the forward kernel keeps for the reverse one, five
     arrays of [T, B, H] for an LSTM, is in the dtype of the operands. The kernels have been compiled
     for an H200 and a TPU v5e and run in the interpreter of JAX; they have not been run on either,
-    so that nothing is known of their speed.
+    so that nothing is known of their speed. `unroll` takes one unless told otherwise only on a kind
+    of device where it is proven: right and faster than the scan (`jax_bptt.kernels.choice.PROVEN`).
 
     Args:
       approximate: whether a GPU's transcendental functions may be the hardware's own, of about 11
@@ -87,12 +92,38 @@ def fused(
 
     def chosen(cell, weights, state, xs):
         choice = choose(cell, weights, state, xs, device)
-        if isinstance(choice, str):
+        return bptt() if isinstance(choice, str) else _kernel(choice, approximate, interpret)
+
+    return _by(chosen)
+
+
+def default() -> Algorithm:
+    """Return what `unroll` runs unless told otherwise.
+
+    That is `fused()` where a kernel takes the cell that is proven on the device at hand (see
+    `jax_bptt.kernels.choice.PROVEN`), and `bptt()` elsewhere.
+    """
+
+    def chosen(cell, weights, state, xs):
+        names = proven(jax.devices()[0].device_kind)
+        choice = choose(cell, weights, state, xs, None) if names else ""
+        if isinstance(choice, str) or choice.kernel.name not in names:
             return bptt()
-        kernel, form = choice
-        if form is None:
-            return fused_diagonal(kernel.module, kernel.interpreter(interpret))
-        return fused_gated(kernel, form, approximate=approximate, interpret=interpret)
+        return _kernel(choice, False, False)
+
+    return _by(chosen)
+
+
+def _kernel(choice: Choice, approximate: bool, interpret: bool) -> Algorithm:
+    """Return the algorithm that runs a kernel."""
+    kernel, form = choice
+    if form is None:
+        return fused_diagonal(kernel.module, kernel.interpreter(interpret))
+    return fused_gated(kernel, form, approximate=approximate, interpret=interpret)
+
+
+def _by(chosen: Callable[..., Algorithm]) -> Algorithm:
+    """Return the algorithm that `chosen(cell, weights, state, xs)` returns, run by run."""
 
     def forward(cell, weights, state, xs, controls):
         return chosen(cell, weights, state, xs).forward(cell, weights, state, xs, controls)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jax_bptt.algorithms.fused import default
 from jax_bptt.core import checks, sequence, sequence_checks, trees
-from jax_bptt.core.bptt import bptt
 from jax_bptt.core.derivative import differentiable
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
@@ -27,7 +27,8 @@ def unroll(
         s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)        t = 1..T
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
-    is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order
+    is explicit backpropagation through time, `bptt()`, or `fused()` on devices where its kernels
+    are proven. Forward mode and derivatives of any order
     are exact as well. T = 0 returns the state as it came.
 
     Args:
@@ -62,7 +63,7 @@ def unroll(
       >>> last_state.shape, ys.shape
       ((2, 5), (7, 2, 5))
     """
-    algorithm = bptt() if algorithm is None else algorithm
+    algorithm = default() if algorithm is None else algorithm
     checks.algorithm("unroll", algorithm)
     _, weights, xs, state = checks.inputs("unroll", cell, params, xs, state)
     checks.pair("unroll", cell)
@@ -130,7 +131,7 @@ def bptt_gradients(
       ((5, 1, 5), (7, 2, 3), (2, 5))
     """
     name = "bptt_gradients"
-    algorithm = bptt() if algorithm is None else algorithm
+    algorithm = default() if algorithm is None else algorithm
     checks.algorithm(name, algorithm)
     checks.require(
         algorithm.backward is not None,

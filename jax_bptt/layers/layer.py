@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.algorithms.unroll import unroll
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
-from jax_bptt.core.unroll import unroll
 
 
 class Layer(NamedTuple):

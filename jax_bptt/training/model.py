@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 
+from jax_bptt.algorithms.unroll import unroll
 from jax_bptt.core.types import Algorithm, Cell, PyTree
-from jax_bptt.core.unroll import unroll
 
 
 class Model(NamedTuple):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import rnn
 
 import jax_bptt as jb
+from accelerator.correct import kernel_of
 from accelerator.rows import Row
 
 FUSED, KERNEL = "fused", "fused, drives given"
@@ -51,7 +52,7 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
     `KERNEL` leaves out the input's product and its gradient, as published figures of fused kernels
     do; `PLAIN` is `jax.grad` of a scan over whole steps.
     """
-    cell = cell_of(row)
+    cell, backend = cell_of(row), jax.default_backend()
     bare = given_drives(cell)
     params = drawn(jax.eval_shape(cell.init, jax.random.key(0)), row.H**-0.5)
     xs, drives = (
@@ -65,9 +66,8 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
 
         return lambda: compiled(run, row, (params, xs), options)
 
-    backend, told = jax.default_backend(), jb.explain(cell, params, xs)
-    first, _, reason = told.partition("\n")
-    has_kernel = not first.startswith("fused() runs bptt()")
+    told = explained(row)
+    has_kernel, reason = kernel_of(told) is not None, told.partition("\n")[2]
     graph = by(jb.bptt(), jb.gpu_compiler_options()) if backend != "tpu" else "no CUDA graphs"
     return {
         FUSED: by(jb.fused()) if has_kernel else reason,
@@ -76,6 +76,19 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
         GRAPH: graph,
         PLAIN: by(jb.autodiff()),
     }
+
+
+def explained(row: Row) -> str:
+    """Return what `jb.explain` tells of a row."""
+    cell = cell_of(row)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((row.T, row.B, row.H), jnp.dtype(row.dtype))
+    return jb.explain(cell, params, xs)
+
+
+def kernel(row: Row) -> str | None:
+    """Return the kernel that `FUSED` runs, None where it is the scan."""
+    return kernel_of(explained(row))
 
 
 def cudnn(row: Row) -> dict[str, Callable[[], Call] | str]:

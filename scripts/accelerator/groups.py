@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from benchmarks import environment, measure
 
-from accelerator import contestants, correct, rows, torch_cudnn
+from accelerator import contestants, correct, meetings, rows, torch_cudnn
 from accelerator.rows import Row
 
 ROUNDS = 7
@@ -33,15 +33,14 @@ class Group(NamedTuple):
       title: for the tables.
       share: of the time of all groups.
       rows: `(smoke) -> rows`, in order of value.
-      ways: `(row) -> name -> what compiles it, or why it cannot take part`; None for the check of
-        correctness.
+      measure: `(row, smoke, device) -> what was found of it`.
       on_host: whether JAX is to leave the accelerator alone.
     """
 
     title: str
     share: float
     rows: Callable[[bool], Sequence[Any]]
-    ways: Callable[[Row], Ways] | None
+    measure: Callable[[Any, bool, str], dict[str, Any]]
     on_host: bool = False
 
 
@@ -67,14 +66,42 @@ def _cudnn(smoke):
     return rows.tiny(("float32",), 64)[:1] if smoke else rows.cudnn(("float32",))
 
 
+def _meetings(smoke):
+    return meetings.SMOKE if smoke else meetings.ROWS
+
+
+def _compare(case, smoke, _):
+    return correct.compare(case, smoke)
+
+
+def _meet(meeting, smoke, _):
+    return meetings.measured(meeting, smoke, _rounds(smoke))
+
+
+def _library(row, smoke, device):
+    found = measured(row, contestants.library(row), _rounds(smoke), device)
+    return found | {"kernel": contestants.kernel(row)}
+
+
+def _by_torch(row, smoke, device):
+    return measured(row, torch_cudnn.contestants(row), _rounds(smoke), device)
+
+
+def _by_jax(row, smoke, device):
+    return measured(row, contestants.cudnn(row), _rounds(smoke), device)
+
+
+def _rounds(smoke):
+    return 2 if smoke else ROUNDS
+
+
 GROUPS = {
-    "correct": Group("Kernels against the scan, on the device", 0.16, _cases, None),
-    "heads": Group("LSTM of heads, the kernel against the scan", 0.32, _heads, contestants.library),
-    "dense": Group("Dense LSTM", 0.28, _dense, contestants.library),
-    "torch": Group(
-        "Dense LSTM, cuDNN by PyTorch", 0.14, _torch, torch_cudnn.contestants, on_host=True
-    ),
-    "cudnn": Group("Dense LSTM, cuDNN by JAX", 0.10, _cudnn, contestants.cudnn),
+    "correct": Group("Kernels against the scan, on the device", 0.15, _cases, _compare),
+    "heads": Group("LSTM of heads, the kernel against the scan", 0.31, _heads, _library),
+    "dense": Group("Dense LSTM", 0.26, _dense, _library),
+    "torch": Group("Dense LSTM, cuDNN by PyTorch", 0.13, _torch, _by_torch, on_host=True),
+    "cudnn": Group("Dense LSTM, cuDNN by JAX", 0.09, _cudnn, _by_jax),
+    "meetings": Group("Blocks of threads that meet", 0.06, _meetings, _meet),
 }
 """In the order in which they run."""
 
@@ -129,11 +156,7 @@ def run(name: str, smoke: bool, seconds: float) -> None:
         started = time.perf_counter()
         if started - begin + longest + CLOSING > seconds:
             break
-        if group.ways is None:
-            say(event="row", row=correct.compare(row, smoke))
-        else:
-            rounds = 2 if smoke else ROUNDS
-            say(event="row", row=measured(row, group.ways(row), rounds, described["device"]))
+        say(event="row", row=group.measure(row, smoke, described["device"]))
         longest = max(longest, time.perf_counter() - started)
     say(event="end")
 

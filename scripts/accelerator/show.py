@@ -8,6 +8,7 @@ from benchmarks import plots
 from benchmarks.report import Table
 
 from accelerator import contestants, torch_cudnn
+from accelerator.meetings import DECIDING, WORTH
 
 PAIRS = (
     (contestants.PLAIN, contestants.GRAPH),
@@ -50,6 +51,30 @@ def times(title: str, rows: list[dict[str, Any]]) -> Table:
     return Table(title, header, lines)
 
 
+def meetings(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of what it costs blocks of threads to meet."""
+    lines = []
+    for row in rows:
+        figures = ["-", "-"]
+        if "us" in row:
+            figures = [f"{row['us']:.3g}", f"{row['us_q1']:.3g} to {row['us_q3']:.3g}"]
+        note = row["absent"] or row["error"] or ""
+        lines.append([row["name"], *figures, " ".join(note.split())])
+    return Table(title, ["who", "us", "quartiles", "note"], lines)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str | None:
+    """Return whether a dense kernel over the whole grid is worth writing, None if not measured."""
+    found = [row["us"] for row in rows if row["name"] == str(DECIDING) and "us" in row]
+    if not found:
+        return None
+    worth = "is worth writing" if found[0] <= WORTH else "is not worth writing"
+    return (
+        f"a kernel over the whole grid for 768 to 1024 units {worth}: a {DECIDING} meets in "
+        f"{found[0]:.2f} us, and {WORTH} are the most"
+    )
+
+
 def ratios(groups: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for pairs of ways, how many times faster the second is, on equal rows."""
     by_row: dict[str, dict[str, float]] = {}
@@ -64,6 +89,22 @@ def ratios(groups: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for slower, faster in PAIRS
         if slower in found and faster in found
     ]
+
+
+def proven(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Return which kernels were right in every case and faster than the scan on a mean of rows."""
+    check = groups.get("correct", {"rows": [], "ended": "absent"})
+    if check["ended"] != "done":
+        return []
+    gains: dict[str, list[float]] = {}
+    for row in (row for group in groups.values() for row in group["rows"]):
+        seconds = {c["name"]: c.get("seconds") for c in row.get("contestants", [])}
+        scan, fused = seconds.get(contestants.SCAN), seconds.get(contestants.FUSED)
+        if row.get("kernel") and scan and fused:
+            gains.setdefault(row["kernel"], []).append(scan / fused)
+    wrong = {row.get("kernel") for row in check["rows"] if not row["met"]}
+    right = {row.get("kernel") for row in check["rows"]} - wrong
+    return [name for name, found in gains.items() if name in right and np.log(found).mean() > 0]
 
 
 def ratio_table(found: list[dict[str, Any]]) -> Table:

@@ -8,7 +8,8 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
-from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, lowered, make_case
+from tests.kernels.lowering import lowered
+from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, make_case
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 import jax_bptt as jb
 from jax_bptt.kernels import gpu_heads, mosaic
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
+from tests.kernels.lowering import lowered
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
 
@@ -171,13 +171,6 @@ def test_missing_barrier_is_caught(monkeypatch, caplog):
     case = make_case(jb.lstm, jnp.bfloat16, 16, 1, False, units=64)
     run = functools.partial(gpu_heads.forward, case.form, case.state, case.drives, None, save=False)
     check_caught(run, monkeypatch, caplog, lambda barrier: None)
-
-
-def lowered(run, *args):
-    """Return what `run` is for an H200, which need not be there."""
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    with use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
-        return jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_lowers_for_a_gpu():

@@ -15,8 +15,10 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.kernels import mosaic
+from tests.kernels.lowering import lowered
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+TOLD = {"title": "", "reason": "", "not_run": []}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def environment():
 def test_every_group_runs_and_says_what_it_left_out(smoke):
     status, printed, report, plot = smoke
     assert status == 0
-    assert list(report["groups"]) == ["correct", "heads", "dense", "torch", "cudnn"]
+    groups = ["correct", "heads", "dense", "torch", "cudnn", "meetings"]
+    assert list(report["groups"]) == groups
     for group in report["groups"].values():
         done = [row["name"] for row in group["rows"]]
         assert done or group["ended"] == "absent"
@@ -62,7 +65,8 @@ def test_every_group_runs_and_says_what_it_left_out(smoke):
 def test_the_kernels_are_compared_in_the_interpreter(smoke):
     kernel, none = smoke[2]["groups"]["correct"]["rows"]
     if mosaic.available() is None:
-        assert kernel["met"] and 0 < kernel["error"] <= kernel["limit"] == 2e-6
+        assert kernel["met"] and kernel["kernel"] == "gpu_heads"
+        assert 0 < kernel["error"] <= kernel["limit"] == 2e-6
         assert "not 48" in none["scan"]
     else:
         assert str(mosaic.available()) in kernel["scan"]
@@ -152,11 +156,50 @@ def test_a_wrong_kernel_is_seen(script, monkeypatch):
         return (last_state, 1.001 * ys), kept
 
     monkeypatch.setattr(jb, "fused", lambda **settings: exact._replace(forward=forward))
-    monkeypatch.setattr(jb, "explain", lambda *args, **settings: "fused() runs the kernel")
+    monkeypatch.setattr(jb, "explain", lambda *args, **settings: "fused() runs the kernel k")
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         found = correct.compare(correct.SMOKE[0], True)
     assert not found["met"] and found["error"] == pytest.approx(1e-3, rel=0.1)
     assert correct.distances({"a": np.array([np.nan])}, {"a": np.ones(1)}) == {"a": np.inf}
+
+
+def test_blocks_that_meet(script, smoke):
+    meetings, show = part("meetings"), part("show")
+    (row,) = smoke[2]["groups"]["meetings"]["rows"]
+    assert row["name"] == "cluster of 2 blocks" and row["error"] is None
+    assert ("us" in row) == (row["absent"] is None) == (mosaic.available() is None)
+    assert "on an NVIDIA GPU" in meetings.obstacle(meetings.DECIDING)
+    assert show.verdict([row]) is None
+    deciding = {"name": str(meetings.DECIDING), "us": 0.7}
+    assert "is worth writing: a grid of 64 blocks meets in 0.70 us" in show.verdict([deciding])
+    assert "is not worth writing" in show.verdict([deciding | {"us": 0.9}])
+    failed = {"meetings": TOLD | {"rows": [row | {"error": "it hangs"}], "ended": "done"}}
+    assert script.wrong(failed)
+    assert "it hangs" in "\n".join(script.tables(failed))
+
+
+@pytest.mark.skipif(mosaic.available() is not None, reason="no kernels")
+def test_meetings_are_lowered_for_a_gpu(script):
+    meetings = part("meetings")
+    for meeting in meetings.ROWS:
+        text = lowered(meetings.kernel(meeting, 8), jnp.zeros(meetings.LANES, jnp.float32))
+        assert "mosaic_gpu" in text
+
+
+def test_which_kernels_are_proven(script):
+    def proven(met, fused, ended="done"):
+        ways = [{"name": "scan", "seconds": 2.0}, {"name": "fused", "seconds": fused}]
+        without = [{"name": "scan", "seconds": 1.0}, {"name": "fused", "absent": "too large"}]
+        timed = [
+            {"kernel": "gpu_heads", "contestants": ways},
+            {"kernel": None, "contestants": without},
+        ]
+        checks = [{"kernel": "gpu_heads", "met": True}, {"kernel": "gpu_heads", "met": met}]
+        groups = {"correct": {"rows": checks, "ended": ended}, "heads": {"rows": timed}}
+        return part("show").proven(groups)
+
+    assert proven(True, 1.0) == ["gpu_heads"]
+    assert proven(False, 1.0) == proven(True, 3.0) == proven(True, 1.0, "out of time") == []
 
 
 def test_rows_are_in_order_of_value_and_complete(script):

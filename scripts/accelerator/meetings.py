@@ -1,0 +1,135 @@
+"""What it costs blocks of threads to meet: those of a cluster, and those of a whole grid.
+
+A dense matrix of 768 to 1024 units needs more multiprocessors than a cluster has. A kernel over the
+whole grid would have all of its 48 to 64 blocks meet at every step, at a counter in global memory.
+That is worth writing only where they meet within `WORTH`: cuDNN takes some 1.8 us for such a step,
+of which a microsecond would be left for the exchange and the products (estimates, of an H100).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from benchmarks import measure
+from jax import lax
+from jax.experimental import pallas as pl
+
+from jax_bptt.kernels import mosaic
+from jax_bptt.kernels.mosaic import plgpu
+
+STEPS, SMOKE_STEPS = 4096, 3
+LANES = 128
+WORTH = 0.8
+"""Microseconds in which `DECIDING` must meet."""
+
+
+class Meeting(NamedTuple):
+    """Who meets.
+
+    Attributes:
+      kind: "cluster" or "grid".
+      blocks: how many.
+    """
+
+    kind: str
+    blocks: int
+
+    def __str__(self) -> str:
+        """Return the meeting in a few words."""
+        return f"{self.kind} of {self.blocks} blocks"
+
+
+DECIDING = Meeting("grid", 64)
+ROWS = (
+    DECIDING,
+    Meeting("cluster", 8),
+    Meeting("grid", 48),
+    Meeting("grid", 96),
+    Meeting("cluster", 4),
+    Meeting("grid", 16),
+    Meeting("cluster", 2),
+    Meeting("grid", 128),
+)
+"""In order of value."""
+
+SMOKE = (Meeting("cluster", 2),)
+"""JAX's interpreter runs the blocks of a cluster at one time, and those of a grid do not meet."""
+
+
+def kernel(meeting: Meeting, steps: int, interpret: Any = None) -> Callable[..., Any]:
+    """Return the kernel in which blocks meet so many times, and copy 128 numbers each."""
+    pallas = cast(Any, plgpu)
+
+    def met(t, barrier):
+        if meeting.kind == "cluster":
+            mosaic.sync(barrier)
+            return
+        # Else the default is a fence for the whole system.
+        pallas.semaphore_signal(barrier, 1, memory_scope="gpu")
+        there = meeting.blocks * (t + 1)
+        pallas.semaphore_wait(barrier, there, decrement=False, memory_scope="gpu")
+
+    def body(x_ref, out_ref, *barriers):
+        (barrier,) = barriers or (pl.get_global(pallas.SemaphoreType.REGULAR),)
+        lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: met(t, barrier), None)
+        layout = pallas.Layout.WG_STRIDED((LANES,), vec_size=1)
+        mosaic.store(out_ref.at[lax.axis_index("part")], mosaic.load(x_ref, layout))
+
+    spread: dict[str, Any] = {"grid": (meeting.blocks,), "grid_names": ("part",)}
+    if meeting.kind == "cluster":
+        spread = {
+            "cluster": (meeting.blocks,),
+            "cluster_names": ("part",),
+            "scratch_types": [pallas.ClusterBarrier(collective_axes=("part",))],
+        }
+    return pallas.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((meeting.blocks, LANES), jnp.float32),
+        compiler_params=mosaic.compiler_params(False),
+        interpret=interpret,
+        **spread,
+    )
+
+
+def obstacle(meeting: Meeting) -> str | None:
+    """Return why a meeting cannot take place here, None if it can."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return "blocks of threads meet on an NVIDIA GPU"
+    if reason := mosaic.available():
+        return reason
+    missing = [name for name in ("semaphore_signal", "semaphore_wait") if not hasattr(plgpu, name)]
+    if meeting.kind == "grid" and missing:
+        return f"jax.experimental.pallas.mosaic_gpu has no {missing[0]}"
+    # All must run at one time: who waits for a block that has no multiprocessor waits for ever.
+    cores = getattr(device, "core_count", None) or 0
+    if meeting.blocks > cores:
+        return f"{meeting.blocks} blocks cannot run at one time on {cores} multiprocessors"
+    return None
+
+
+def measured(meeting: Meeting, smoke: bool, rounds: int) -> dict[str, Any]:
+    """Measure one meeting; return microseconds, or why there are none."""
+    interpreted = smoke and mosaic.available() is None
+    row: dict[str, Any] = {"name": str(meeting), **meeting._asdict(), "absent": None, "error": None}
+    if not interpreted and (reason := obstacle(meeting)):
+        return row | {"absent": reason}
+    steps = SMOKE_STEPS if smoke else STEPS
+    numbers = jnp.arange(LANES, dtype=jnp.float32)
+    # Whatever a driver raises on a device that nobody has tried it on costs this row alone.
+    try:
+        interpreter = mosaic.plgpu.InterpretGPUParams() if interpreted else None
+        run = functools.partial(jax.jit(kernel(meeting, steps, interpreter)), numbers)
+        wrong = bool(jnp.any(run() != numbers[None]))
+        calls = {"meeting": lambda: jax.block_until_ready(run())}
+        seconds = measure.rounds(calls, rounds, lambda: None)["meeting"]
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+    if wrong:
+        return row | {"error": "what the blocks copied is not what they were given"}
+    return row | {
+        name.replace("seconds", "us"): 1e6 * value / steps
+        for name, value in measure.spread(seconds).items()
+    }
