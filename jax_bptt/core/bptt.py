@@ -90,9 +90,9 @@ def bptt(
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
         such that the drive of a block takes about 2 MiB, in 512 to 2048 rows of time x batch, half
-        of that with the batch in halves, or 512 rows with several devices; adjusted to divide T if
-        it can; and T where all of the drive takes no more than 2 MiB, which is up to 28 % faster
-        and takes up to 21 arrays [T, B, H] then, 10 MiB or so.
+        of that with the batch in halves, or 512 rows with several devices; adjusted so that the
+        least of T is left over; and T where all of the drive takes no more than 2 MiB, which is up
+        to 28 % faster and takes up to 21 arrays [T, B, H] then, 10 MiB or so.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
         for a CPU and recurrent products of H >= 320.

@@ -104,6 +104,21 @@ def test_an_odd_batch_is_split_unevenly():
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_what_is_left_over_takes_no_memory_for_all_steps():
+    cell = jb.elman(input_size=I, hidden_size=16)
+    params = cell.init(jax.random.key(0))
+
+    def temporary(steps):
+        def loss(params, xs):
+            algorithm = jb.bptt(block_length=10, split_batch=True)
+            return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, np.ones((steps, B, I))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(409) < 1.1 * temporary(400)
+
+
 def _gradients(cell, batch_shape):
     params, xs = cell.init(jax.random.key(0)), np.ones((T, *batch_shape, I))
     return lambda: jb.unroll(cell, params, xs, algorithm=jb.bptt(block_length=2, split_batch=True))
