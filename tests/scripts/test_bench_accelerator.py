@@ -173,7 +173,9 @@ def test_blocks_that_meet(script, smoke):
     deciding = {"name": str(meetings.DECIDING), "us": 0.7}
     assert "is worth writing: a grid of 64 blocks meets in 0.70 us" in show.verdict([deciding])
     assert "is not worth writing" in show.verdict([deciding | {"us": 0.9}])
-    failed = {"meetings": TOLD | {"rows": [row | {"error": "it hangs"}], "ended": "done"}}
+    failed = {
+        "meetings": TOLD | {"rows": [row | {"absent": None, "error": "it hangs"}], "ended": "done"}
+    }
     assert script.wrong(failed)
     assert "it hangs" in "\n".join(script.tables(failed))
 
