@@ -10,6 +10,7 @@ Modes (`grad` if none is named):
     accuracy   error of the gradient against float64 jax.grad of an independent naive loop
     scaling    time and memory of the gradient against T, B and H
     sequences  time of the gradient with lengths, resets or a mask, against that without
+    cells      time of the gradient of every cell of the library, against the plain scan of its step
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
@@ -24,21 +25,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-from benchmarks import accuracy, compiling, environment, library, plots, race, report, roster
+from benchmarks import accuracy, compiling, environment, plots, race, report, roster
+from benchmarks import every_cell as every
 from benchmarks import scaling as scale
 from benchmarks import sequences as sequence_options
 from benchmarks import step as streaming
 from benchmarks.data import GATES, GRID, Row
-from benchmarks.measure import TOLERANCE
-from benchmarks.peers import PACKAGES
+from benchmarks.options import OPTIONS, Shape, names, shapes
 from benchmarks.progress import progress
 
-DEFAULT_CELLS = "elman,gru,lstm"
+DEFAULT_CELLS = "elman", "gru", "lstm"
 SMOKE_SHAPES = ((6, 4, 3, 5),)
 SMOKE_SIDE, SIDE = 64, 1024
-
-
-Shape = tuple[int, int, int, int]
 
 
 class BadArgument(Exception):
@@ -55,6 +53,8 @@ class Mode(NamedTuple):
       readme: the report for a Markdown file.
       plot: draws the report to a path; None if there is nothing to draw.
       options: names of the options it takes beside the ones that all take.
+      cells: what `--cells` can name.
+      default_cells: what it names by default.
     """
 
     shapes: tuple[Shape, ...]
@@ -63,12 +63,19 @@ class Mode(NamedTuple):
     readme: Callable[[dict[str, Any]], list[report.Table]]
     plot: Callable[[dict[str, Any], Path], None] | None
     options: tuple[str, ...]
+    cells: tuple[str, ...] = tuple(GATES)
+    default_cells: tuple[str, ...] = DEFAULT_CELLS
 
 
 def _settings(args, peers):
     side = SMOKE_SIDE if args.smoke else SIDE
     devices, resident = getattr(args, "devices", 1), getattr(args, "rss", False)
     return race.Settings(args.algorithms, peers, args.rounds, devices, resident, side)
+
+
+def _cells(args, rows, _):
+    with progress(len(rows) * args.rounds) as tick:
+        return every.run(rows, _settings(args, []), tick, _show)
 
 
 def _show(row):
@@ -159,6 +166,16 @@ MODES = {
         None,
         ("algorithms", "dtype", "rounds"),
     ),
+    "cells": Mode(
+        every.SHAPES,
+        _cells,
+        report.race,
+        report.race_readme,
+        None,
+        ("algorithms", "dtype", "rounds"),
+        tuple(every.CELLS),
+        tuple(every.CELLS),
+    ),
 }
 
 
@@ -167,88 +184,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"bench: {message}\n")
-
-
-def _shape(part: str) -> Shape:
-    try:
-        steps, batch, inputs, hidden = (int(size) for size in part.split(","))
-    except ValueError:
-        steps, batch, inputs, hidden = (0, 0, 0, 0)
-    if min(steps, batch, inputs, hidden) < 1:
-        raise argparse.ArgumentTypeError(f'{part!r} is not "T,B,I,H", four positive numbers')
-    return steps, batch, inputs, hidden
-
-
-def _shapes(text: str) -> tuple[Shape, ...]:
-    return tuple(_shape(part) for part in text.split(";") if part.strip())
-
-
-def _names(known):
-    def parse(text):
-        names = [] if text == "none" else [name for name in text.split(",") if name]
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def _algorithms(text):
-    names = [name for name in text.split(",") if name]
-    try:
-        for name in names:
-            library.algorithm(name)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not names:
-        raise argparse.ArgumentTypeError("name at least one")
-    return names
-
-
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
-def _options() -> dict[str, tuple[str, dict[str, Any]]]:
-    return {
-        "algorithms": (
-            "--algorithms",
-            {
-                "type": _algorithms,
-                "default": ["bptt"],
-                "metavar": "A,A",
-                "help": "of the library; settings as in bptt:block_length=64; default bptt",
-            },
-        ),
-        "dtype": ("--dtype", {"choices": list(TOLERANCE), "default": "float32"}),
-        "peers": (
-            "--peers",
-            {
-                "type": _names(list(PACKAGES)),
-                "default": list(PACKAGES),
-                "metavar": "P,P",
-                "help": f"of {', '.join(PACKAGES)}, or none; default all",
-            },
-        ),
-        "rounds": ("--rounds", {"type": _positive, "help": "interleaved rounds, default 9"}),
-        "devices": (
-            "--devices",
-            {
-                "type": _positive,
-                "default": 1,
-                "metavar": "N",
-                "help": "split the batch over N devices (on a CPU: one host device per core)",
-            },
-        ),
-        "rss": (
-            "--rss",
-            {"action": "store_true", "help": "peak resident memory too, a process each"},
-        ),
-        "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
-    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -261,16 +196,16 @@ def parser() -> argparse.ArgumentParser:
         sub = modes.add_parser(name, prog=f"bench {name}")
         sub.add_argument(
             "--shapes",
-            type=_shapes,
+            type=shapes,
             metavar='"T,B,I,H;..."',
             help=f"default {';'.join(','.join(map(str, shape)) for shape in mode.shapes)}",
         )
         sub.add_argument(
             "--cells",
-            type=_names(list(GATES)),
-            default=DEFAULT_CELLS.split(","),
+            type=names(mode.cells),
+            default=list(mode.default_cells),
             metavar="C,C",
-            help=f"of {', '.join(GATES)}; default {DEFAULT_CELLS}",
+            help=f"of {', '.join(mode.cells)}; default {','.join(mode.default_cells)}",
         )
         sub.add_argument("--smoke", action="store_true", help="tiny sizes, two rounds")
         sub.add_argument("--json", type=Path, metavar="FILE")
@@ -278,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
             "--markdown", type=Path, metavar="FILE", help="between the markers of a README.md"
         )
         for option in mode.options:
-            flag, settings = _options()[option]
+            flag, settings = OPTIONS[option]
             sub.add_argument(flag, **settings)
     return top
 

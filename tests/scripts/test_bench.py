@@ -1,5 +1,6 @@
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
+import jax_bptt as jb
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -92,6 +95,27 @@ def test_forward_and_step(bench, tmp_path):
     status, report = run(bench, tmp_path, "step", "--cells", "gru", "--peers", "torch")
     assert status == 0
     assert list(timed(report["rows"][0]))[:2] == ["jax_bptt", "plain scan"]
+
+
+def test_every_cell_is_timed(bench, tmp_path):
+    cells = "lru", "min_gru", "conv_lstm", "lstm_projected"
+    status, report = run(bench, tmp_path, "cells", "--cells", ",".join(cells))
+    assert status == 0
+    assert [row["cell"] for row in report["rows"]] == list(cells)
+    for row in report["rows"]:
+        own, plain = row["competitors"]
+        assert (own["name"], plain["name"]) == ("jax_bptt bptt", "plain scan")
+        assert own["error"] <= 1e-5 and own["seconds"] > 0 and plain["ratio"] > 0
+    assert report["summary"]["plain scan"]["rows"] == len(cells)
+
+
+def test_the_mode_of_every_cell_has_every_cell(bench):
+    def is_cell(make):
+        return getattr(make, "__annotations__", {}).get("return") is jb.Cell
+
+    made = {name for name in jb.__all__ if is_cell(getattr(jb, name))}
+    takes_cell = {n for n in made if "cell" in inspect.signature(getattr(jb, n)).parameters}
+    assert set(part("every_cell").CELLS) == made - takes_cell - {"from_step"}
 
 
 def test_sequence_options(bench, tmp_path):

@@ -1,0 +1,164 @@
+"""The mode `cells`: every cell of the library against `jax.grad` of a scan of its own step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jax_bptt as jb
+from benchmarks import library, measure, roster
+from benchmarks.data import Row
+from benchmarks.race import Settings, report
+
+SHAPES = ((512, 16, 64, 64),)
+"""Default (T, B, I, H)."""
+
+PIXELS, SIDE = 16, 4
+"""Of an image, which is square; a convolution has I / PIXELS channels for it, and H / PIXELS."""
+
+
+def _conv_lstm(*, input_size: int, hidden_size: int, dtype: Any) -> jb.Cell:
+    inputs, hidden = (max(1, size // PIXELS) for size in (input_size, hidden_size))
+    return jb.conv_lstm(
+        input_size=inputs, hidden_size=hidden, image_shape=(SIDE, SIDE), dtype=dtype
+    )
+
+
+def _lstm_projected(*, hidden_size: int, **sizes: Any) -> jb.Cell:
+    size = max(1, hidden_size // 2)
+    return jb.lstm_projected(hidden_size=hidden_size, projection_size=size, **sizes)
+
+
+CELLS: dict[str, Callable[..., jb.Cell]] = {
+    "elman": jb.elman,
+    "lstm": jb.lstm,
+    "gru": jb.gru,
+    "gru_reset_before": jb.gru_reset_before,
+    "lstm_peephole": jb.lstm_peephole,
+    "lstm_projected": _lstm_projected,
+    "layer_norm_lstm": jb.layer_norm_lstm,
+    "layer_norm_gru": jb.layer_norm_gru,
+    "mgu": jb.mgu,
+    "ugrnn": jb.ugrnn,
+    "slstm": jb.slstm,
+    "indrnn": jb.indrnn,
+    "ctrnn": jb.ctrnn,
+    "ctrnn_euler": jb.ctrnn_euler,
+    "lru": jb.lru,
+    "min_gru": jb.min_gru,
+    "min_lstm": jb.min_lstm,
+    "conv_lstm": _conv_lstm,
+}
+"""Constructors by their public names; the projection has half of the units."""
+
+KINKED = ("indrnn",)
+"""Cells with a relu, whose derivative jumps: errors in the root of the mean square."""
+
+
+def run(
+    rows: list[Row],
+    settings: Settings,
+    tick: Callable[[], Any],
+    show: Callable[[dict[str, Any]], Any],
+) -> dict[str, Any]:
+    """Check and time all rows, `show` each when it is done; return the JSON report."""
+    results = []
+    for row in rows:
+        results.append(_run_row(row, settings, tick))
+        show(results[-1])
+    return report(results, roster.own_name(settings.algorithms[0]))
+
+
+def _run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
+    params, xs = _arguments(row)
+    want = _reference(row, params, xs)
+    cell = _cell(row, row.dtype)
+    ways = {roster.PLAIN: _plain(cell)}
+    own = {roster.own_name(text): _by(cell, text) for text in settings.algorithms}
+    entries, calls = [], {}
+    for name, outputs in (own | ways).items():
+        executable: Any = jax.jit(_gradient(outputs)).lower(params, xs).compile()
+        size = measure.root_mean_square if row.cell in KINKED else measure.largest
+        errors = measure.errors(_named(executable(params, xs)), want, size)
+        refused = measure.refusal(errors, row.dtype)
+        if refused is None:
+            calls[name] = _waiting(executable, params, xs)
+        entries.append(
+            {
+                "name": name,
+                "note": "",
+                "error": max(errors.values()),
+                "errors": errors,
+                "refused": refused,
+                "temp_bytes": executable.memory_analysis().temp_size_in_bytes,
+            }
+        )
+    seconds = measure.rounds(calls, settings.rounds, tick) if calls else {}
+    first = seconds.get(entries[0]["name"])
+    for entry in entries:
+        if entry["refused"] is None:
+            times = seconds[entry["name"]]
+            entry |= measure.spread(times) | {"ratio": measure.ratio(times, first)}
+    return {**row._asdict(), "competitors": entries}
+
+
+def _cell(row: Row, dtype: str) -> jb.Cell:
+    sizes = {"input_size": row.I, "hidden_size": row.H}
+    return CELLS[row.cell](**sizes, dtype=jnp.dtype(dtype))
+
+
+def _arguments(row: Row) -> tuple[Any, Any]:
+    """Return parameters as the cell draws them, and normal inputs [T, B, ...]."""
+    cell = _cell(row, row.dtype)
+    params = jax.jit(cell.init)(jax.random.key(0))
+    shape = jax.tree.leaves(cell.input_spec)[0].shape
+    return params, jax.random.normal(jax.random.key(1), (row.T, row.B, *shape), row.dtype)
+
+
+def _by(cell: jb.Cell, text: str) -> Callable[..., Any]:
+    algorithm = library.algorithm(text)
+    return lambda params, xs: jb.unroll(cell, params, xs, algorithm=algorithm)[1]
+
+
+def _plain(cell: jb.Cell) -> Callable[..., Any]:
+    """Return the outputs by a scan of whole steps, which JAX differentiates."""
+
+    def outputs(params, xs):
+        weights = cell.prepare(params)
+
+        def advance(state, x):
+            state = cell.step(weights, state, cell.project(weights, x))
+            return state, cell.readout(weights, state)
+
+        return lax.scan(advance, cell.initial_state(params, xs.shape[1:2]), xs)[1]
+
+    return outputs
+
+
+def _gradient(outputs: Callable[..., Any]) -> Callable[..., Any]:
+    def loss(params, xs):
+        ys = outputs(params, xs)
+        return jnp.sum((ys * jnp.conj(ys)).real)
+
+    return jax.grad(loss, argnums=(0, 1))
+
+
+def _reference(row: Row, params: Any, xs: Any) -> dict[str, np.ndarray]:
+    """Return the gradient of the plain scan in float64."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), "float64"), (params, xs))
+        return _named(jax.jit(_gradient(_plain(_cell(row, "float64"))))(*wide))
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).astype(np.float64) for path, leaf in leaves
+    }
+
+
+def _waiting(executable: Any, *args: Any) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(executable(*args))

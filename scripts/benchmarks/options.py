@@ -1,0 +1,99 @@
+"""What the benchmark's command line can say."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import library
+from benchmarks.measure import TOLERANCE
+from benchmarks.peers import PACKAGES
+
+Shape = tuple[int, int, int, int]
+
+
+def _shape(part: str) -> Shape:
+    try:
+        steps, batch, inputs, hidden = (int(size) for size in part.split(","))
+    except ValueError:
+        steps, batch, inputs, hidden = (0, 0, 0, 0)
+    if min(steps, batch, inputs, hidden) < 1:
+        raise argparse.ArgumentTypeError(f'{part!r} is not "T,B,I,H", four positive numbers')
+    return steps, batch, inputs, hidden
+
+
+def shapes(text: str) -> tuple[Shape, ...]:
+    """Read sizes, T,B,I,H each, with semicolons in between."""
+    return tuple(_shape(part) for part in text.split(";") if part.strip())
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what reads names that are known, with commas in between, or none."""
+
+    def parse(text):
+        found = [] if text == "none" else [name for name in text.split(",") if name]
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def algorithms(text: str) -> list[str]:
+    """Read algorithms of the library, with commas in between."""
+    found = [name for name in text.split(",") if name]
+    try:
+        for name in found:
+            library.algorithm(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not found:
+        raise argparse.ArgumentTypeError("name at least one")
+    return found
+
+
+def positive(text: str) -> int:
+    """Read a positive number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "algorithms": (
+        "--algorithms",
+        {
+            "type": algorithms,
+            "default": ["bptt"],
+            "metavar": "A,A",
+            "help": "of the library; settings as in bptt:block_length=64; default bptt",
+        },
+    ),
+    "dtype": ("--dtype", {"choices": list(TOLERANCE), "default": "float32"}),
+    "peers": (
+        "--peers",
+        {
+            "type": names(list(PACKAGES)),
+            "default": list(PACKAGES),
+            "metavar": "P,P",
+            "help": f"of {', '.join(PACKAGES)}, or none; default all",
+        },
+    ),
+    "rounds": ("--rounds", {"type": positive, "help": "interleaved rounds, default 9"}),
+    "devices": (
+        "--devices",
+        {
+            "type": positive,
+            "default": 1,
+            "metavar": "N",
+            "help": "split the batch over N devices (on a CPU: one host device per core)",
+        },
+    ),
+    "rss": (
+        "--rss",
+        {"action": "store_true", "help": "peak resident memory too, a process each"},
+    ),
+    "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
+}
+"""What modes can take: the flag, and its settings for argparse."""
