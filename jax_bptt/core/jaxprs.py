@@ -184,6 +184,11 @@ def multiplications(fun: Callable[..., PyTree], *args: PyTree) -> float:
     return total / max(sum(v.aval.size for v in jaxpr.outvars), 1)
 
 
+def operations(fun: Callable[..., PyTree], *args: PyTree) -> set[str]:
+    """Return the names of the operations that `fun` does."""
+    return {eqn.primitive.name for eqn in jax.make_jaxpr(inline(fun))(*args).jaxpr.eqns}
+
+
 def same_arrays(fun: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> bool:
     """Return whether the two results of `fun` are the same arrays, leaf by leaf."""
     closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)

@@ -1,11 +1,13 @@
 """What one algorithm has that the others have not."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_bptt as jb
 from jax_bptt.core.bptt import automatic_block_length
+from tests.core.jaxprs import scans
 from tests.registry import CELLS, assert_close, compiled, each_kind, problem, run
 
 
@@ -33,6 +35,23 @@ def test_autodiff_has_forward_mode(name):
 def test_automatic_block_length(steps, batch, row_bytes):
     length = automatic_block_length(steps, batch, batch * row_bytes)
     assert 1 <= length <= max(steps, 1)
+
+
+@pytest.mark.parametrize("make", [jb.conv_lstm, jb.lstm])
+def test_convolutions_have_one_block_on_a_cpu(make, monkeypatch):
+    sizes = {"image_shape": (2, 2)} if make is jb.conv_lstm else {}
+    cell = make(input_size=1, hidden_size=1, **sizes)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((9, 2, *cell.input_spec.shape))
+    monkeypatch.setattr("jax_bptt.core.bptt.DRIVE_BYTES", 1)
+    monkeypatch.setattr("jax_bptt.core.bptt.ROWS", (6, 6))
+
+    def loops():
+        jaxpr = jax.make_jaxpr(lambda params: jb.unroll(cell, params, xs))(params)
+        return [eqn.params["length"] for eqn in scans(jaxpr.jaxpr)]
+
+    assert loops() == ([9] if make is jb.conv_lstm else [3, 3])
+    monkeypatch.setattr("jax_bptt.core.bptt._is_cpu", lambda: False)
+    assert loops() == [3, 3]
 
 
 def test_automatic_block_length_leaves_no_remainder_where_a_near_one_divides():
