@@ -28,8 +28,8 @@ def unroll(
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
     is explicit backpropagation through time, `bptt()`, or `fused()` on devices where its kernels
-    are proven. Forward mode and derivatives of any order
-    are exact as well. T = 0 returns the state as it came.
+    are proven. Forward mode and derivatives of any order are exact as well. T = 0 returns the state
+    as it came.
 
     Args:
       cell: a `Cell`, e.g. `lstm(input_size=I, hidden_size=H)`.

@@ -143,9 +143,9 @@ def bptt(
         if split is None:
             split = hindrance is None and _has_idle_core() and _pays(steps, batch, each, total)
         length = block_length
-        fits = steps * size <= DRIVE_BYTES or _convolves(cell, weights, state)
-        if length is None and fits and not split:
-            length = steps
+        if length is None and not split:
+            fits = steps * size <= DRIVE_BYTES
+            length = steps if fits or _convolves(cell, weights, state) else None
         if length is None:
             devices = jax.local_device_count()
             length = automatic_block_length(steps, math.prod(batch), size, devices, halves=split)

@@ -54,8 +54,10 @@ class Loop(NamedTuple):
     @property
     def left_over(self) -> slice:
         """The entries of the last step: what is no whole block, or all of no more than one."""
-        total, block = self.entries, self.block or 0
-        rest = total if total <= block else total % block if block else 0
+        total = self.entries
+        rest = 0
+        if self.block is not None:
+            rest = total if total <= self.block else total % self.block
         return slice(0, rest) if self.reverse else slice(total - rest, total)
 
     @property

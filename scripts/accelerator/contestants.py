@@ -1,5 +1,6 @@
 """The ways to run an LSTM under JAX that are timed against each other."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -78,6 +79,7 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
     }
 
 
+@functools.cache
 def explained(row: Row) -> str:
     """Return what `jb.explain` tells of a row."""
     cell = cell_of(row)

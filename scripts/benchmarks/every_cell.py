@@ -11,7 +11,7 @@ from jax import lax
 import jax_bptt as jb
 from benchmarks import library, measure, roster
 from benchmarks.data import Row
-from benchmarks.race import Settings, report
+from benchmarks.race import Settings, each
 
 SHAPES = ((512, 16, 64, 64),)
 """Default (T, B, I, H)."""
@@ -65,11 +65,8 @@ def run(
     show: Callable[[dict[str, Any]], Any],
 ) -> dict[str, Any]:
     """Check and time all rows, `show` each when it is done; return the JSON report."""
-    results = []
-    for row in rows:
-        results.append(_run_row(row, settings, tick))
-        show(results[-1])
-    return report(results, roster.own_name(settings.algorithms[0]))
+    own = roster.own_name(settings.algorithms[0])
+    return each(rows, lambda row: _run_row(row, settings, tick), own, show)
 
 
 def _run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:

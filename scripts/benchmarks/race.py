@@ -44,11 +44,25 @@ def run(
     show: Callable[[dict[str, Any]], Any],
 ) -> dict[str, Any]:
     """Run all rows, `show` each when it is done, and return the JSON report."""
+
+    def measured(row):
+        return run_row(row, TASKS[mode], settings, tick)
+
+    return each(rows, measured, roster.own_name(settings.algorithms[0]), show)
+
+
+def each(
+    rows: list[Row],
+    measured: Callable[[Row], dict[str, Any]],
+    own: str,
+    show: Callable[[dict[str, Any]], Any],
+) -> dict[str, Any]:
+    """Measure each row and `show` it; return the JSON report, ratios to the library's `own`."""
     results = []
     for row in rows:
-        results.append(run_row(row, TASKS[mode], settings, tick))
+        results.append(measured(row))
         show(results[-1])
-    return report(results, roster.own_name(settings.algorithms[0]))
+    return report(results, own)
 
 
 def report(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
