@@ -147,6 +147,14 @@ def _power(graph: Graph, x: int, exponent: int) -> int:
     return build(graph, "mul", (square, x)) if exponent % 2 else square
 
 
+def _half_power(graph: Graph, x: int, halves: int) -> int:
+    """Return x^(halves / 2), by a square root where `halves` is odd."""
+    if halves < 0:
+        return build(graph, "reciprocal", (_half_power(graph, x, -halves),))
+    whole = _power(graph, x, halves // 2)
+    return build(graph, "mul", (whole, build(graph, "sqrt", (x,)))) if halves % 2 else whole
+
+
 def _element(graph: Graph, primitive: str, params: dict, arguments: tuple[int, ...]) -> int:
     """Return the node of an elementwise primitive of JAX."""
     match primitive:
@@ -164,6 +172,10 @@ def _element(graph: Graph, primitive: str, params: dict, arguments: tuple[int, .
             return build(graph, "mul", (_affine(graph, -1, 1, x), _affine(graph, 1, 1, x)))
         case "integer_pow":
             return _power(graph, arguments[0], params["y"])
+        case "pow":
+            exponent = _constant_value(graph, arguments[1])
+            if exponent is not None and float(2 * exponent).is_integer():
+                return _half_power(graph, arguments[0], int(2 * exponent))
         case "erfc":
             return _affine(graph, -1, 1, build(graph, "erf", arguments))
         case "clamp":

@@ -140,6 +140,13 @@ def test_equals_scan(constructor, dtype):
     check(case, TOLERANCE[dtype])
 
 
+def test_activation_with_a_power():
+    """The inverse square root unit (Carlile et al. 2017, "Improving deep learning by inverse
+    square root linear units"), for which Pallas would need the `pow` that it has not."""
+    isru = functools.partial(jb.elman, activation=lambda a: a * (1.0 + a * a) ** -0.5)
+    check(make_case(isru, jnp.float32, 16, 1, True), TOLERANCE[jnp.float32])
+
+
 def test_two_heads_of_two_warpgroups_in_half_precision():
     check(make_case(jb.lstm, jnp.float16, 16, 2, True, units=64), TOLERANCE[jnp.float16])
 

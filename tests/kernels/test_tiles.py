@@ -16,6 +16,8 @@ from jax_bptt.kernels.tiles import TiledStep, tiled_step
 from tests.registry import CELLS, assert_close
 
 ROWS = 4
+
+
 _WIDE: Any = dict(input_size=2, hidden_size=3)
 MORE = {
     f"elman_{activation.__name__}": jb.elman(**_WIDE, activation=activation)
@@ -190,6 +192,22 @@ def test_what_is_not_read_makes_the_graph_no_larger():
     made = [case(jb.lstm(input_size=2, hidden_size=size)).step for size in (1, 9)]
     few, many = (len(s.program.graph) for s in made if isinstance(s, TiledStep))
     assert few == many
+
+
+@pytest.mark.parametrize("exponent", [-2.5, -1.0, -0.5, 0.5, 1.5, 3.0])
+def test_halves_as_exponents_take_no_pow(exponent):
+    cell = jb.elman(**_WIDE, activation=lambda a: (1.0 + a * a) ** exponent)
+    c = case(cell)
+    assert isinstance(c.step, TiledStep)
+    assert "pow" not in c.step.operations
+    assert_close(run(c), wanted(c), 2e-6)
+
+
+def test_other_exponents_are_pow():
+    c = case(jb.elman(**_WIDE, activation=lambda a: (1.0 + a * a) ** 0.3))
+    assert isinstance(c.step, TiledStep)
+    assert "pow" in c.step.operations
+    assert_close(run(c), wanted(c), 2e-6)
 
 
 def test_log1p_loses_no_digits():
