@@ -28,9 +28,6 @@ from jax_bptt.core.primal import Run, map_residuals, over_time, pair
 from jax_bptt.core.sequence import Controls, select
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 
-LEFT = 384
-"""With so many multiplications for an element of a feedback, the weights are better on the left."""
-
 
 class Linearization(NamedTuple):
     """A step's derivative along a stretch of K states.
@@ -59,15 +56,18 @@ def linearize(
     drives: PyTree,
     kept: list[Array] | None = None,
     products: Callable = _as_it_is,
+    left: bool = False,
 ) -> Linearization:
     """Linearise the step about what entered it, `prevs`, with s_1..s_K `states`, under K drives.
 
     `kept` are the residuals as `forward` returned them; None to compute them again. `products` is
     given the function that computes a gated step's gradient of the weights, to compute it another
-    way.
+    way. `left` says whether weights are on the left in the products of a gated step.
     """
     if isinstance(cell.step, GatedStep):
-        return _linearize_gated(cell, cell.step, weights, prevs, states, drives, kept, products)
+        return _linearize_gated(
+            cell, cell.step, weights, prevs, states, drives, kept, products, left
+        )
     if isinstance(cell.step, DiagonalStep):
         return _linearize_diagonal(cell, cell.step, weights, prevs, drives)
     return _linearize_plain(cell, weights, prevs, drives)
@@ -115,6 +115,7 @@ def _linearize_gated(
     drives: PyTree,
     kept: list[Array] | None,
     products: Callable,
+    left: bool,
 ) -> Linearization:
     """A gated step: the unit-wise Jacobians are computed ahead of the scan, for all steps."""
     bwd = pair(step)[1]
@@ -126,7 +127,7 @@ def _linearize_gated(
         shapes = jax.eval_shape(functools.partial(map_residuals, step), weights, *args)
         residuals = jax.tree.unflatten(jax.tree.structure(shapes), kept)
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args[:3])
-    pull_state = _pull_state(step, weights, first[0])
+    pull_state = _pull_state(step, weights, first[0], left)
     in_pointwise = any(jax.tree.leaves(jaxprs.used_leaves(step.pointwise, weights, *first)[0]))
     # Emitted where they arise: to make them again from the lambdas costs a pass over memory (an
     # LSTM's gradient is 4 % faster at H = 128 and 256). A cell that reads drive + feedback has one
@@ -154,27 +155,28 @@ def _linearize_gated(
     return Linearization((prevs, residuals), transpose, accumulate)
 
 
-def _pull_state(step: GatedStep, weights: PyTree, state: PyTree) -> Callable[..., PyTree]:
+def _pull_state(
+    step: GatedStep, weights: PyTree, state: PyTree, left: bool
+) -> Callable[..., PyTree]:
     """Return `(state, d_feedback) -> d_state`, the transpose of `mix`, as is best in a loop.
 
     It is a product with transposed weights, of which XLA on a CPU makes the most in three ways:
 
     - a single row: the weights as they lie. For a transposed matrix it reads element by element
       (H = 128: 3 against 70 us a step);
-    - up to some 256 units: a transposed copy of the weights, made ahead of the loop;
-    - beyond: the weights on the left, as they lie. On the right they are laid out anew in every
-      step (an LSTM's product of 64 rows at H = 1024: 2.1 ms, with a transposed copy 3.0 to 3.9;
-      16 rows at H = 384: 0.10 against 0.14 ms; two cores, jax 0.10.2 and 0.12).
+    - fewer than 256 units: a transposed copy of the weights, made ahead of the loop;
+    - from there on (`left`): the weights on the left, as they lie. On the right they are laid out
+      anew in every step (an LSTM's product of 64 rows at H = 1024: 2.1 ms, with a transposed copy
+      3.0 to 3.9; 16 rows at H = 384: 0.10 against 0.14 ms; two cores, jax 0.10.2 and 0.12).
     """
     rows = max(math.prod(s.shape[:-1]) for s in jax.tree.leaves(state))
-    large = jaxprs.multiplications(step.mix, weights, state) >= LEFT
-    given = (lambda: weights) if rows == 1 or large else trees.transposed_layout(weights)
+    given = (lambda: weights) if rows == 1 or left else trees.transposed_layout(weights)
 
     def pull_state(state, d_feedback):
         _, pull = trees.inexact_vjp(lambda s: step.mix(given(), s), state)
         return pull(d_feedback)[0]
 
-    return jaxprs.exchange_operands(pull_state) if rows > 1 and large else pull_state
+    return jaxprs.exchange_operands(pull_state) if rows > 1 and left else pull_state
 
 
 def resets_after(controls: Controls) -> Array | None:
@@ -274,6 +276,7 @@ def reverse(
     d_ys: PyTree | None,
     kept: list[Array] | None = None,
     transposed: bool = False,
+    left: bool = False,
     wants_xs: bool = True,
 ) -> Run:
     """Return the explicit reverse pass over a stretch of K steps.
@@ -294,6 +297,7 @@ def reverse(
       d_ys: cotangents of y_1..y_K, or None for none.
       kept: residuals from `forward`, or None to compute them again.
       transposed: whether the products of weight gradients are of transposed copies.
+      left: whether weights are on the left in the products of a gated step.
       wants_xs: whether to return d_xs, rather than None at its leaves.
     """
     products = jaxprs.transpose_rows if transposed else _as_it_is
@@ -302,7 +306,7 @@ def reverse(
         drives, pull_project = trees.inexact_vjp(project, weights, xs)
     else:
         drives, pull_project = trees.inexact_vjp(lambda w, _: project(w, xs), weights, nothing)
-    linearization = linearize(cell, weights, prevs, states, drives, kept, products)
+    linearization = linearize(cell, weights, prevs, states, drives, kept, products, left)
     d_readout, d_states = readout_gradient(cell, weights, states, d_ys)
 
     run = reverse_run(linearization, d_state, d_states, controls, reset_after)

@@ -24,6 +24,7 @@ class Plan(NamedTuple):
       parts: sizes of the parts of the first batch axis, each with a loop of its own.
       together: whether these loops run side by side, rather than one after the other.
       transposed: whether the products of weight gradients are of transposed copies.
+      left: whether weights are on the left in the products of a gated step.
     """
 
     length: int
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
     parts: tuple[int, ...]
     together: bool
     transposed: bool
+    left: bool
 
 
 def forward(
@@ -39,9 +41,10 @@ def forward(
     """Run the cell; return ((last_state, ys), residuals of `backward`)."""
     parts = _parts(plan)
     among = _states_among_outputs(cell, weights, state, parts)
+    mix = primal.mix_from_the_left(cell, weights, state) if plan.left else None
 
     def block(part, start, scan, state, inputs):
-        run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
+        run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep, mix=mix)
         last_state, (states, kept) = run.finish(scan(run.loop))
         given_out, others = _divide(states, among)
         return last_state, (given_out, (others, kept))
@@ -127,6 +130,7 @@ def backward(
             d_ys,
             kept,
             transposed=plan.transposed,
+            left=plan.left,
             wants_xs=wants_xs,
         )
         d_state, d_part, d_xs, d_part_start = run.finish(scan(run.loop))

@@ -112,6 +112,21 @@ def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, 
     assert kept < recomputed
 
 
+@pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
+@pytest.mark.parametrize("least, left", [(H, True), (H + 1, False)])
+def test_large_weights_are_on_the_left_in_the_loops(constructor, least, left, monkeypatch):
+    monkeypatch.setattr("jax_bptt.core.bptt.LEFT", least)
+    jaxpr, params = _traced(constructor, jb.bptt(block_length=4))
+    # The scan over all of T is what forward mode would differentiate.
+    loops = [eqn.params["jaxpr"].jaxpr for eqn in scans(jaxpr.jaxpr) if eqn.params["length"] < T]
+    steps = [body for body in loops if not scans(body)]
+    products = [e for body in steps for e in equations(body) if e.primitive.name == "dot_general"]
+    assert products
+    for eqn in products:
+        on_the_left = math.prod(eqn.invars[0].aval.shape) == params.w_s.size
+        assert on_the_left == left
+
+
 @pytest.mark.parametrize("split_batch", [False, True])
 @pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm_peephole])
 def test_no_gradient_of_the_inputs_is_made_unless_it_is_wanted(constructor, split_batch):
