@@ -131,16 +131,14 @@ class Place(NamedTuple):
 MEMORY = 232448 - 2048
 """Bytes of shared memory that a block can have, less what barriers and alignment take."""
 
-NO_RULE = {"pow"}
-"""Names in `jax_bptt.kernels.operations` that Pallas cannot lower for Mosaic GPU (jax 0.12)."""
-
 
 def obstacle(form: Form) -> str | None:
     """Return what no kernel of this kind can do with `form`, None if there is nothing."""
     if reason := mosaic.available():
         return reason
-    if names := sorted(NO_RULE & form.step.operations):
-        return f"Pallas has no {names[0]} on a GPU, which pointwise uses"
+    if "pow" in form.step.operations:
+        # Those of one half and its multiples are made of products and roots (jax_bptt.kernels.graph).
+        return "Pallas has no pow on a GPU but of exponents that are multiples of one half"
     # Pallas traces a kernel without the mesh axes of its arguments, and runs into them later.
     if jax.typeof(form.matrix).manual_axis_type.varying:
         return "inside jax.shard_map the GPU kernels run only with check_vma=False"

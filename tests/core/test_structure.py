@@ -9,6 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from tests.core.jaxprs import equations, live, scans, subjaxprs
+from tests.registry import slow_unless
 
 # Sizes of which no two products agree, so that a shape tells what an array is.
 I, H, B, T = 2, 7, 5, 10  # noqa: E741 - the axis letters of the package
@@ -127,8 +128,14 @@ def test_large_weights_are_on_the_left_in_the_loops(constructor, least, left, mo
         assert on_the_left == left
 
 
-@pytest.mark.parametrize("split_batch", [False, True])
-@pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm_peephole])
+@pytest.mark.parametrize(
+    "constructor, split_batch",
+    [
+        slow_unless(constructor == jb.elman or not split_batch, constructor, split_batch)
+        for constructor in (jb.elman, jb.gru, jb.lstm_peephole)
+        for split_batch in (False, True)
+    ],
+)
 def test_no_gradient_of_the_inputs_is_made_unless_it_is_wanted(constructor, split_batch):
     cell = constructor(input_size=I, hidden_size=H)
     params, xs = cell.init(jax.random.key(0)), np.ones((T, B - 1, I))

@@ -29,10 +29,15 @@ SPECIAL = [
     Case(step=T, own_start=False),
     Case(step=2, batch_shape=()),
 ]
+QUICK = ["lstm_readout", "gru_reset_before", "weight_norm"]
 each_problem = pytest.mark.parametrize(
     "name, case",
     [registry.slow_unless(name in registry.KINDS, name, GENERAL) for name in registry.CELLS]
-    + [(name, case) for name in [*registry.KINDS, "weight_norm"] for case in SPECIAL],
+    + [
+        registry.slow_unless(name in QUICK, name, case)
+        for name in [*registry.KINDS, "weight_norm"]
+        for case in SPECIAL
+    ],
     ids=str,
 )
 

@@ -17,7 +17,6 @@ from tests.registry import CELLS, assert_close
 
 ROWS = 4
 
-
 _WIDE: Any = dict(input_size=2, hidden_size=3)
 MORE = {
     f"elman_{activation.__name__}": jb.elman(**_WIDE, activation=activation)

@@ -133,7 +133,12 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "constructor, size", [(jb.lstm, 10), (by_heads(jb.gru, 4), 16), (CELLS["indrnn"], 6)]
+    "constructor, size",
+    [
+        (jb.lstm, 10),
+        slow_unless(False, by_heads(jb.gru, 4), 16),
+        slow_unless(False, CELLS["indrnn"], 6),
+    ],
 )
 def test_blocks_that_do_not_divide(constructor, size, small_blocks):
     case = make_case(constructor, jnp.float32, 5, 18, size, True)
