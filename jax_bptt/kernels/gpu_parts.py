@@ -137,7 +137,7 @@ def obstacle(form: Form) -> str | None:
     if reason := mosaic.available():
         return reason
     if "pow" in form.step.operations:
-        # Those of one half and its multiples are made of products and roots (jax_bptt.kernels.graph).
+        # Those are made of products and roots before a kernel sees them (`kernels.graph`).
         return "Pallas has no pow on a GPU but of exponents that are multiples of one half"
     # Pallas traces a kernel without the mesh axes of its arguments, and runs into them later.
     if jax.typeof(form.matrix).manual_axis_type.varying:
