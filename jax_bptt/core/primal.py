@@ -1,6 +1,5 @@
 """The forward pass of a stretch of time, and what of it the reverse pass wants."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,8 +73,6 @@ def forward(
     if isinstance(step, DiagonalStep):
         drives = over_time(cell, step.coefficients)(weights, drives)
     gated = step if isinstance(step, GatedStep) else None
-    if gated is not None and mix is None:
-        mix = functools.partial(gated.mix, weights)
     keep = keep and gated is not None and _needs_products(cell, gated, weights, state, xs)
 
     def advance(state, inputs):
@@ -84,7 +81,7 @@ def forward(
         if isinstance(step, DiagonalStep):
             new = jax.tree.map(lambda a, s, b: a * s + b, drive[0], old, drive[1])
         elif gated is not None:
-            feedback = mix(old)
+            feedback = gated.mix(weights, old) if mix is None else mix(old)
             new = gated.pointwise(weights, old, drive, feedback)
         else:
             new = step(weights, old, drive)
