@@ -114,18 +114,27 @@ def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, 
 
 
 @pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
-@pytest.mark.parametrize("least, left", [(H, True), (H + 1, False)])
-def test_large_weights_are_on_the_left_in_the_loops(constructor, least, left, monkeypatch):
+@pytest.mark.parametrize(
+    "least, end, forward, back",
+    [(H, H + 1, True, True), (H, H, False, True), (H + 1, H + 1, False, False)],
+)
+def test_large_weights_are_on_the_left_in_the_loops(
+    constructor, least, end, forward, back, monkeypatch
+):
     monkeypatch.setattr("jax_bptt.core.bptt.LEFT", least)
+    monkeypatch.setattr("jax_bptt.core.bptt.RIGHT", end)
     jaxpr, params = _traced(constructor, jb.bptt(block_length=4))
     # The scan over all of T is what forward mode would differentiate.
-    loops = [eqn.params["jaxpr"].jaxpr for eqn in scans(jaxpr.jaxpr) if eqn.params["length"] < T]
-    steps = [body for body in loops if not scans(body)]
-    products = [e for body in steps for e in equations(body) if e.primitive.name == "dot_general"]
-    assert products
-    for eqn in products:
-        on_the_left = math.prod(eqn.invars[0].aval.shape) == params.w_s.size
-        assert on_the_left == left
+    loops = [eqn.params for eqn in scans(jaxpr.jaxpr) if eqn.params["length"] < T]
+    seen = set()
+    for loop in loops:
+        body = loop["jaxpr"].jaxpr
+        for eqn in equations(body) if not scans(body) else ():
+            if eqn.primitive.name == "dot_general":
+                on_the_left = math.prod(eqn.invars[0].aval.shape) == params.w_s.size
+                assert on_the_left == (back if loop["reverse"] else forward)
+                seen.add(loop["reverse"])
+    assert seen == {False, True}
 
 
 @pytest.mark.parametrize(
