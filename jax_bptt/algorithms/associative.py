@@ -51,9 +51,9 @@ def associative() -> Algorithm:
     """
     shared = diagonal_algorithm(_recurrence)
 
-    def forward(cell, weights, start, xs, controls):
+    def forward(cell, weights, start, *given):
         _check(cell, start)
-        return shared.forward(cell, weights, start, xs, controls)
+        return shared.forward(cell, weights, start, *given)
 
     return Algorithm(forward, shared.backward)
 

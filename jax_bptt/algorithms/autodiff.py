@@ -25,7 +25,7 @@ def autodiff() -> Algorithm:
       (10, 4)
     """
 
-    def forward(cell, weights, start, xs, controls):
+    def forward(cell, weights, start, xs, controls, wants_residuals):
         def advance(state, inputs):
             x, controls = inputs
             old = controls.restart(start, state)

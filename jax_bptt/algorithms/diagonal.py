@@ -34,7 +34,7 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
         it is known to be the same at all steps.
     """
 
-    def forward(cell, weights, start, xs, controls):
+    def forward(cell, weights, start, xs, controls, wants_residuals):
         drives = primal.over_time(cell, cell.project)(weights, xs)
         coefficients = _coefficients(cell, weights)
         a, b = coefficients(drives)

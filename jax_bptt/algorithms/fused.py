@@ -125,8 +125,8 @@ def _kernel(choice: Choice, approximate: bool, interpret: bool) -> Algorithm:
 def _by(chosen: Callable[..., Algorithm]) -> Algorithm:
     """Return the algorithm that `chosen(cell, weights, state, xs)` returns, run by run."""
 
-    def forward(cell, weights, state, xs, controls):
-        return chosen(cell, weights, state, xs).forward(cell, weights, state, xs, controls)
+    def forward(cell, weights, state, xs, *given):
+        return chosen(cell, weights, state, xs).forward(cell, weights, state, xs, *given)
 
     def backward(cell, residuals, *given):
         # All three keep first what the choice depends on, so that it is the one of `forward`.

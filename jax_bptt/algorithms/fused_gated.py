@@ -37,7 +37,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
     """
     options = {"approximate": approximate, "interpret": kernel.interpreter(interpret)}
 
-    def forward(cell, weights, state, xs, controls):
+    def forward(cell, weights, state, xs, controls, wants_residuals):
         drives = primal.over_time(cell, cell.project)(weights, xs)
         batch = batch_shape(cell, xs)
         (steps,) = jax.tree.leaves(xs)[0].shape[:1]
@@ -48,7 +48,7 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
             _flat(state, rows),
             gates.reshape(steps, rows, *gates.shape[-2:]),
             _flags(controls, steps, rows),
-            save=True,
+            save=wants_residuals,
             **options,
         )
         leaves, structure = jax.tree.flatten(state)

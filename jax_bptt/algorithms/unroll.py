@@ -70,7 +70,7 @@ def unroll(
     options = sequence_checks.options("unroll", cell, xs, state, lengths, resets, mask, reverse)
     xs, controls, valid = sequence.arrange(xs, *options)
     if algorithm.backward is None:
-        (last_state, ys), _ = algorithm.forward(cell, weights, state, xs, controls)
+        (last_state, ys), _ = algorithm.forward(cell, weights, state, xs, controls, False)
     else:
         last_state, ys = differentiable(cell, algorithm, weights, state, xs, controls)
     return last_state, sequence.restore(ys, valid, reverse)
@@ -146,7 +146,7 @@ def bptt_gradients(
     (run_xs, controls, valid), pull_arrange = trees.inexact_vjp(
         lambda xs: sequence.arrange(xs, *options), xs
     )
-    (last_state, ys), residuals = algorithm.forward(cell, weights, state, run_xs, controls)
+    (last_state, ys), residuals = algorithm.forward(cell, weights, state, run_xs, controls, True)
     ys, pull_restore = trees.inexact_vjp(lambda ys: sequence.restore(ys, valid, reverse), ys)
     if d_ys is not None:
         (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))

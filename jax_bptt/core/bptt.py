@@ -179,9 +179,11 @@ def bptt(
 
         return side_by_side.differentiable(together)(*args)
 
-    def forward(cell, weights, state, xs, controls):
-        inputs = weights, state, xs, controls
-        return run(blocks.forward, cell, plan(cell, *inputs[:3]), *inputs)
+    def forward(cell, weights, state, xs, controls, wants_residuals):
+        chosen = plan(cell, weights, state, xs)
+        # Out of loops side by side XLA does not take what nobody reads.
+        chosen = chosen._replace(keep=chosen.keep and wants_residuals)
+        return run(blocks.forward, cell, chosen, weights, state, xs, controls)
 
     def backward(cell, residuals, d_last_state, d_ys, wants_xs):
         reverse = functools.partial(blocks.backward, wants_xs=wants_xs)

@@ -55,10 +55,10 @@ def differentiable(
 
     @jax.custom_jvp
     def run(*inputs):
-        return algorithm.forward(cell, *inputs)[0]
+        return algorithm.forward(cell, *inputs, False)[0]
 
     def jvp(inputs, tangents):
-        outputs, residuals = algorithm.forward(cell, *inputs)
+        outputs, residuals = algorithm.forward(cell, *inputs, True)
         given = jax.tree.map(_known, tangents, is_leaf=_is_symbolic_zero)
 
         # Traced once for the two places that call it; and inside `jax.shard_map` the solve below

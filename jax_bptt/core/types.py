@@ -124,8 +124,9 @@ class Algorithm(NamedTuple):
     """How one sequence is run and differentiated. An algorithm knows no cell.
 
     Attributes:
-      forward: `(cell, weights, state, xs, controls) -> ((last_state, ys), residuals)`, in the order
-        in which time is run; `controls` is a `jax_bptt.core.sequence.Controls`.
+      forward: `(cell, weights, state, xs, controls, wants_residuals) -> ((last_state, ys),
+        residuals)`, in the order in which time is run; `controls` is a
+        `jax_bptt.core.sequence.Controls`. Where `wants_residuals` is False nobody reads them.
       backward: `(cell, residuals, d_last_state, d_ys, wants_xs) -> (d_weights, d_state, d_xs)`, the
         exact gradient by an explicit reverse pass; `d_ys` is None where no output has a cotangent,
         and leaves that cannot be differentiated (integers, booleans, keys) are None on both sides.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
+from jax_bptt.core import trees
 from jax_bptt.kernels import mosaic
 from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
@@ -84,8 +85,13 @@ class Place(NamedTuple):
         return mosaic.load(ref.at[:, self.own], self.plan.layouts.tile).astype(jnp.float32)
 
     def load_state(self, ref: Any) -> Array:
-        """Read the warpgroup's tile of `ref`, [B, H] in global memory."""
-        return mosaic.load(ref.at[self.rows, self.units], self.plan.layouts.tile)
+        """Read the warpgroup's tile of `ref`, [B, H] in global memory.
+
+        The product with one is for a kernel inside `jax.shard_map`: what is read from an argument
+        has the argument's mesh axes, what is computed in a kernel has none, and a loop wants a
+        carry of one type.
+        """
+        return 1.0 * mosaic.load(ref.at[self.rows, self.units], self.plan.layouts.tile)
 
     def per_unit(self, ref: Any) -> Array:
         """Read a weight of each unit from `ref` [H] and repeat it in every row."""
@@ -139,9 +145,6 @@ def obstacle(form: Form) -> str | None:
     if "pow" in form.step.operations:
         # Those are made of products and roots before a kernel sees them (`kernels.graph`).
         return "Pallas has no pow on a GPU but of exponents that are multiples of one half"
-    # Pallas traces a kernel without the mesh axes of its arguments, and runs into them later.
-    if jax.typeof(form.matrix).manual_axis_type.varying:
-        return "inside jax.shard_map the GPU kernels run only with check_vma=False"
     return None
 
 
@@ -193,7 +196,7 @@ def launch(
             "cluster": (plan.parts,),
             "cluster_names": ("part",),
         }
-    return plgpu.kernel(
+    kernel = plgpu.kernel(
         body,
         out_type=tuple(outputs),
         scratch_types=[
@@ -207,6 +210,9 @@ def launch(
         interpret=interpret,
         **spread,
     )
+    # Inside `jax.shard_map` results vary over the mesh as what they are made of does, which the
+    # kernel does not say.
+    return lambda inputs: trees.vary_alike(kernel(inputs), inputs)
 
 
 def fill(ring: mosaic.Ring, sources: Callable, place: Place) -> None:

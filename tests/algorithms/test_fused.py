@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import jax_bptt as jb
 from jax_bptt.algorithms import fused
 from jax_bptt.kernels import choice, mosaic, tpu_resident_parts
+from tests.kernels.lowering import lowered
 
 LACKS = {"gpu": mosaic.available(), "tpu": tpu_resident_parts.available()}
 NAMES = {"gpu": "gpu_heads", "tpu": "tpu_resident"}
@@ -93,6 +94,16 @@ def test_values_and_gradients_in_single_precision(device, name, options):
 
 
 @each_device
+def test_values_without_a_gradient(device):
+    cell, *arguments = problem("lstm", jnp.float32)
+    got, want = (
+        jax.jit(functools.partial(jb.unroll, cell, algorithm=algorithm, **OPTIONS))(*arguments)
+        for algorithm in (kernel(device), jb.bptt())
+    )
+    assert_near(got, want, 2e-6)
+
+
+@each_device
 def test_values_and_gradients_in_half_precision(device):
     cell, *arguments = problem("lstm", jnp.bfloat16)
     got = gradient(cell, kernel(device), OPTIONS, *arguments)
@@ -151,21 +162,30 @@ def test_shard_map_without_types_of_mesh_axes(device):
     assert_near(jax.jit(sharded)(*arguments), want, 2e-6)
 
 
-# With the types of mesh axes the kernels for GPUs leave it to the scan.
 @pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
 @each_device
 def test_shard_map_over_the_batch(inside, device):
     cell, params, xs, state = problem("lstm_peephole", jnp.float32)
-    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    # The interpreter of GPU kernels cannot run two devices at a time.
+    devices = jax.devices()[: 1 if device == "gpu" else 2]
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=kinds, devices=devices)
     specs = P(), P(None, "batch"), P("batch")
 
     def local(params, xs, state):
+        assert f"the kernel {NAMES[device]}" in jb.explain(cell, params, xs, device=device)
         return loss(cell, kernel(device), {}, (params, xs, state))[0]
 
     # What weighs the outputs in `loss` counts from zero on every device; so it does here.
     def separate(params):
-        halves = [(xs[:, k : k + 1], jax.tree.map(lambda s: s[k : k + 1], state)) for k in (0, 1)]  # noqa: B023
-        return sum(loss(cell, jb.bptt(), {}, (params, *half))[0] for half in halves)
+        def own(array, axis, k):
+            return jnp.split(array, len(devices), axis)[k]
+
+        parts = [
+            (own(xs, 1, k), jax.tree.map(functools.partial(own, axis=0, k=k), state))
+            for k in range(len(devices))
+        ]
+        return sum(loss(cell, jb.bptt(), {}, (params, *part))[0] for part in parts)
 
     def total(params):
         def summed(*arguments):
@@ -180,6 +200,22 @@ def test_shard_map_over_the_batch(inside, device):
     else:
         got = jax.jit(jax.grad(total))(params)
     assert_near(got, jax.jit(jax.grad(separate))(params), 2e-6)
+
+
+@pytest.mark.skipif(LACKS["gpu"] is not None, reason=str(LACKS["gpu"]))
+@pytest.mark.parametrize("name, units", [("gpu_heads", 32), ("gpu_cluster", 160)])
+def test_shard_map_lowers_for_two_gpus(name, units):
+    cell = jb.gru(input_size=2, hidden_size=units, dtype=jnp.float32)
+
+    def local(params, xs):
+        assert f"the kernel {name}" in jb.explain(cell, params, xs, device="gpu")
+        _, ys = jb.unroll(cell, params, xs, algorithm=jb.fused(device="gpu"))
+        return jax.lax.psum(jnp.sum(ys), "d")
+
+    sharded = jax.shard_map(local, in_specs=(P(), P(None, "d")), out_specs=P(), axis_names={"d"})
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((T, 4, 2), jnp.float32)
+    program = lowered(jax.grad(sharded, (0, 1)), params, xs, devices=2)
+    assert program.count("custom_call @mosaic_gpu") == 2
 
 
 @pytest.mark.parametrize(

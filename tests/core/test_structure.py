@@ -113,6 +113,19 @@ def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, 
     assert kept < recomputed
 
 
+@pytest.mark.parametrize("split_batch", [False, True])
+def test_nothing_is_kept_where_nothing_is_differentiated(split_batch):
+    cell = jb.lstm(input_size=I, hidden_size=H)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+
+    def program(recompute):
+        algorithm = jb.bptt(block_length=T // 2, recompute=recompute, split_batch=split_batch)
+        run = jax.jit(lambda params, xs: jb.unroll(cell, params, xs, algorithm=algorithm))
+        return run.lower(params, np.ones((T, B, I))).as_text()
+
+    assert program(False) == program(True)
+
+
 @pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
 @pytest.mark.parametrize(
     "least, end, forward, back",
