@@ -91,7 +91,7 @@ def bptt(
     128, 32 and 256, 32 an LSTM took 0.71 and 0.76 of the time, a GRU 0.63 and 0.63, the simple
     network 0.81 and 0.71; at 512, 128 they took 0.96, 0.91 and 0.93 (two cores, jax 0.10.2). The
     first half writes into the whole of what both give out, the second has its part copied: half of
-    [T, B, H] and of [T, B, I] more than with the batch whole. Compiling takes 6 to 7 times as long
+    [T, B, H] and of [T, B, I] more than with the batch whole. Compiling takes 6 to 8 times as long
     as for a plain scan, and 1.7 to 2.1 times with `split_batch=False`. Only cells with a
     `GatedStep` do so, with one device, two rows or more in each half, more than 2^14
     multiplications in a step's recurrent products (B H^2 of a simple network), and 2^23 in those of
