@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.core import trees
 from jax_bptt.kernels import linear, mosaic
 from jax_bptt.kernels.mosaic import plgpu
 
@@ -151,7 +150,7 @@ def scan(
         for ref, value in zip(out_refs[count:], carried, strict=True):
             mosaic.store(ref.at[own], value)
 
-    made = plgpu.kernel(
+    made = mosaic.kernel(
         body,
         out_type=tuple(
             jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -167,9 +166,6 @@ def scan(
         compiler_params=mosaic.compiler_params(False),
         interpret=interpret,
     )(inputs)
-    # Inside `jax.shard_map` results vary over the mesh as what they are made of does, which the
-    # kernel does not say.
-    made = trees.vary_alike(made, inputs)
     values = linear.join([v[:, :width] for v in made[:count]])
     last = linear.join([v[:width] for v in made[count:]])
     return values.reshape(steps, *first.shape), last.reshape(first.shape)

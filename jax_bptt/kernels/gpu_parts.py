@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.core import trees
 from jax_bptt.kernels import mosaic
 from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
@@ -196,7 +195,7 @@ def launch(
             "cluster": (plan.parts,),
             "cluster_names": ("part",),
         }
-    kernel = plgpu.kernel(
+    return mosaic.kernel(
         body,
         out_type=tuple(outputs),
         scratch_types=[
@@ -210,9 +209,6 @@ def launch(
         interpret=interpret,
         **spread,
     )
-    # Inside `jax.shard_map` results vary over the mesh as what they are made of does, which the
-    # kernel does not say.
-    return lambda inputs: trees.vary_alike(kernel(inputs), inputs)
 
 
 def fill(ring: mosaic.Ring, sources: Callable, place: Place) -> None:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
+from jax_bptt.core import trees
+
 try:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 except ImportError:
@@ -192,6 +194,16 @@ class Ring(NamedTuple):
         slot = step % self.depth
         plgpu.barrier_wait(self.ready.at[slot])
         return [ref.at[slot] for ref in self.slots]
+
+
+def kernel(body: Callable[..., None], **options: Any) -> Callable[..., Any]:
+    """Return the kernel of `body`, as `plgpu.kernel` does, a function of one pytree.
+
+    Inside `jax.shard_map` its results vary over the mesh as what they are made of does, which
+    Pallas does not say.
+    """
+    run = plgpu.kernel(body, **options)
+    return lambda inputs: trees.vary_alike(run(inputs), inputs)
 
 
 def compiler_params(approximate: bool) -> Any:
