@@ -24,8 +24,7 @@ class Plan(NamedTuple):
       parts: sizes of the parts of the first batch axis, each with a loop of its own.
       together: whether these loops run side by side, rather than one after the other.
       transposed: whether the products of weight gradients are of transposed copies.
-      left: whether weights are on the left in the products of a gated step, in the reverse loop.
-      left_forward: the same in the forward loop.
+      left: whether weights are on the left in the products of the reverse loop of a gated step.
     """
 
     length: int
@@ -34,7 +33,6 @@ class Plan(NamedTuple):
     together: bool
     transposed: bool
     left: bool
-    left_forward: bool
 
 
 def forward(
@@ -43,10 +41,9 @@ def forward(
     """Run the cell; return ((last_state, ys), residuals of `backward`)."""
     parts = _parts(plan)
     among = _states_among_outputs(cell, weights, state, parts)
-    mix = primal.mix_from_the_left(cell, weights, state) if plan.left_forward else None
 
     def block(part, start, scan, state, inputs):
-        run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep, mix=mix)
+        run = primal.forward(cell, weights, start, state, *part(inputs, 1), keep=plan.keep)
         last_state, (states, kept) = run.finish(scan(run.loop))
         given_out, others = _divide(states, among)
         return last_state, (given_out, (others, kept))

@@ -27,25 +27,26 @@ TRANSPOSE = 512
 """The same, below which halves make the products of weight gradients of transposed copies."""
 
 LEFT = 256
-"""The same, from which a CPU takes the weights on the left in the products of a step. An LSTM of
-H = 256, B = 32 takes 0.94 of the time, at H = 128 0.98 to 1.09 (two cores of a Zen 3, jax
-0.10.2)."""
-
-RIGHT = 512
-"""The same, from which the forward pass alone takes them on the right again: the gradient of an
-LSTM gains from the left at H = 1024 too, 0.94, but its forward pass takes 1.16 of the time, a GRU's
-1.15, and at H = 512 1.00 to 1.04 (the same machine)."""
+"""The same, from which a CPU takes the weights on the left in the products of the reverse loop, at
+H = 512 for 0.96 to 0.99 of the time. Not in the forward loop: there the left takes 1.12 to 1.25 of
+the time of a forward pass at H = 256, B = 32 (two cores of a Zen 4, jax 0.10.2) and up to 1.16 at
+H = 1024 (of a Zen 3)."""
 
 WHOLE = 768
 """The same, from which the batch stays whole: each half would read the weights, which fill the
-cache. At H = 512, B = 128 halves take 0.96 (LSTM), 0.91 (GRU) and 0.93 (elman) of the time, at
-H = 768, B = 64 1.10 (LSTM) and 0.98 (GRU), at H = 1024 an LSTM takes 1.19."""
+cache. At H = 768, B = 64 halves take 1.10 (LSTM) and 0.98 (GRU) of the time, at H = 1024 an LSTM
+takes 1.19."""
+
+LARGE = 3 * 2**25
+"""Multiplications of the recurrent products of a step, all of the batch, from which two cores share
+a step well and the batch stays whole: at H = 512, B = 128 a GRU takes 1.00 and 0.96 of the time of
+halves, an LSTM 0.98 and 0.93, and their forward passes 0.97 and 0.89; forward passes at B = 32 take
+1.07 and 1.03 (two cores of a Zen 4, jax 0.10.2 and 0.12, the forward passes 0.10.2)."""
 
 SMALL = 2**14
-"""Multiplications of the recurrent products of a step, all of the batch, up to which a loop is too
-short to be worth a second one: with so many an LSTM of H = 32, B = 4 takes 1.04 of the time, a
-simple network of H = 64, B = 4 0.88 to 0.97, and a GRU of H = 32, B = 8 with half as many again
-0.9 (two cores, jax 0.10.2 and 0.12)."""
+"""The same, up to which a loop is too short to be worth a second one: with so many an LSTM of
+H = 32, B = 4 takes 1.04 of the time, a simple network of H = 64, B = 4 0.88 to 0.97, and a GRU of
+H = 32, B = 8 with half as many again 0.9 (two cores, jax 0.10.2 and 0.12)."""
 
 SHORT = 2**23
 """The same of all steps, about a millisecond's, below which two loops would be compiled for little:
@@ -87,15 +88,15 @@ def bptt(
     0.10.2; within 0.03 with 0.12).
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
-    H < 768 (`jax_bptt.core.side_by_side`): a step is too small for two cores to share. At H, B =
-    128, 32 and 256, 32 an LSTM took 0.71 and 0.76 of the time, a GRU 0.63 and 0.63, the simple
-    network 0.81 and 0.71; at 512, 128 they took 0.96, 0.91 and 0.93 (two cores, jax 0.10.2). The
-    first half writes into the whole of what both give out, the second has its part copied: half of
-    [T, B, H] and of [T, B, I] more than with the batch whole. Compiling takes 6 to 8 times as long
-    as for a plain scan, and 1.7 to 2.1 times with `split_batch=False`. Only cells with a
-    `GatedStep` do so, with one device, two rows or more in each half, more than 2^14
-    multiplications in a step's recurrent products (B H^2 of a simple network), and 2^23 in those of
-    all steps.
+    H < 768 and the recurrent products of a step take less than 10^8 multiplications
+    (`jax_bptt.core.side_by_side`): it is too small for two cores to share. At H, B = 128, 32 and
+    256, 32 an LSTM took 0.71 and 0.76 of the time, a GRU 0.63 and 0.63, the simple network 0.81 and
+    0.71 (two cores, jax 0.10.2). The first half writes into the whole of what both give out, the
+    second has its part copied: half of [T, B, H] and of [T, B, I] more than with the batch whole.
+    Compiling takes 6 to 8 times as long as for a plain scan, and 1.7 to 2.1 times with
+    `split_batch=False`. Only cells with a `GatedStep` do so, with one device, two rows or more in
+    each half, more than 2^14 multiplications in a step's recurrent products (B H^2 of a simple
+    network), and 2^23 in those of all steps.
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default
@@ -167,7 +168,6 @@ def bptt(
             together=split,
             transposed=split and each < TRANSPOSE,
             left=_is_cpu() and each >= LEFT,
-            left_forward=_is_cpu() and LEFT <= each < RIGHT,
         )
 
     def run(fun, cell, plan, *args):
@@ -254,7 +254,8 @@ def _convolves(cell: Cell, weights: PyTree, state: PyTree) -> bool:
 def _pays(steps: int, batch: tuple[int, ...], each: float, total: float) -> bool:
     """Return whether halves of the batch are faster than the whole, on two cores."""
     rows = batch[0] // 2 * math.prod(batch[1:])
-    return rows >= ROWS_OF_A_HALF and each < WHOLE and total > SMALL and steps * total >= SHORT
+    small = each < WHOLE and total < LARGE
+    return small and rows >= ROWS_OF_A_HALF and total > SMALL and steps * total >= SHORT
 
 
 def _has_idle_core() -> bool:

@@ -189,11 +189,6 @@ def operations(fun: Callable[..., PyTree], *args: PyTree) -> set[str]:
     return {eqn.primitive.name for eqn in jax.make_jaxpr(inline(fun))(*args).jaxpr.eqns}
 
 
-def multiplies_matrices(fun: Callable[..., PyTree], *args: PyTree) -> bool:
-    """Return whether `fun` has products that `exchange_operands` computes another way."""
-    return any(map(_is_matrix_product, jax.make_jaxpr(inline(fun))(*args).jaxpr.eqns))
-
-
 def same_arrays(fun: Callable[..., tuple[PyTree, PyTree]], *args: PyTree) -> bool:
     """Return whether the two results of `fun` are the same arrays, leaf by leaf."""
     closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)

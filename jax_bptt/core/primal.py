@@ -1,6 +1,5 @@
 """The forward pass of a stretch of time, and what of it the reverse pass wants."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,7 +47,6 @@ def forward(
     xs: PyTree,
     controls: Controls,
     keep: bool = False,
-    mix: Callable[[PyTree], PyTree] | None = None,
 ) -> Run:
     """Return the run of the cell over `xs` [K, *batch, ...].
 
@@ -67,7 +65,6 @@ def forward(
       xs: x_1..x_K.
       controls: when the state moves, of these K steps.
       keep: whether to keep the residuals of a gated step.
-      mix: computes its feedback from the state; None for `step.mix`.
     """
     step, drives = cell.step, over_time(cell, cell.project)(weights, xs)
     if isinstance(step, DiagonalStep):
@@ -81,7 +78,7 @@ def forward(
         if isinstance(step, DiagonalStep):
             new = jax.tree.map(lambda a, s, b: a * s + b, drive[0], old, drive[1])
         elif gated is not None:
-            feedback = gated.mix(weights, old) if mix is None else mix(old)
+            feedback = gated.mix(weights, old)
             new = gated.pointwise(weights, old, drive, feedback)
         else:
             new = step(weights, old, drive)
@@ -97,24 +94,6 @@ def forward(
         return last_state, (states, jax.tree.leaves(residuals))
 
     return Run(Loop(advance, state, (drives, controls)), finish)
-
-
-def mix_from_the_left(
-    cell: Cell, weights: PyTree, state: PyTree
-) -> Callable[[PyTree], PyTree] | None:
-    """Return the `mix` of a gated step with the weights on the left, or None where that is none.
-
-    In h W XLA on a CPU lays W out anew in every step; a transposed copy, made once ahead of the
-    loop, it reads as it lies. 16 x 256 by 256 x 1024 takes 120 us, with the weights on the left 79
-    (one core, jax 0.10.2).
-    """
-    step = cell.step
-    if not isinstance(step, GatedStep) or not jaxprs.multiplies_matrices(step.mix, weights, state):
-        return None
-    if max(math.prod(s.shape[:-1]) for s in jax.tree.leaves(state)) == 1:
-        return None
-    given = trees.transposed_layout(weights)
-    return jaxprs.exchange_operands(lambda state: step.mix(given(), state))
 
 
 def scan_states(

@@ -18,14 +18,6 @@ def test_used_leaves():
     assert jaxprs.used_leaves(inner, w)[0]["b"]
 
 
-def test_multiplies_matrices():
-    x, w = np.ones((3, 5)), np.ones((5, 7))
-    assert jaxprs.multiplies_matrices(jax.jit(lambda w, x: x @ w + 1.0), w, x)
-    assert not jaxprs.multiplies_matrices(lambda w, x: w.sum() * x, w, x)
-    by_heads = jax.vmap(jnp.matmul)
-    assert not jaxprs.multiplies_matrices(by_heads, np.ones((2, 3, 5)), np.ones((2, 5, 7)))
-
-
 def test_multiplications_for_an_element():
     x, w = np.ones((3, 5)), np.ones((5, 7))
     assert jaxprs.multiplications(lambda w, x: x @ w + 1.0, w, x) == 5

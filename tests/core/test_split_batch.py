@@ -75,6 +75,14 @@ def test_large_products_have_the_batch_whole(one_device_two_cores, monkeypatch):
     assert _splits(jb.lstm(input_size=I, hidden_size=H - 1), jb.bptt(block_length=2))
 
 
+def test_large_steps_have_the_batch_whole(one_device_two_cores, monkeypatch):
+    lstm, algorithm = jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2)
+    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", B * H * 4 * H + 1)
+    assert _splits(lstm, algorithm)
+    monkeypatch.setattr("jax_bptt.core.bptt.LARGE", B * H * 4 * H)
+    assert not _splits(lstm, algorithm)
+
+
 def test_without_a_second_core_the_batch_stays_whole(one_device_two_cores, monkeypatch):
     lstm, algorithm = jb.lstm(input_size=I, hidden_size=H), jb.bptt(block_length=2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
