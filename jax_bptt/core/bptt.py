@@ -23,6 +23,11 @@ KEEP = 320
 """Multiplications of recurrent products for an element of their result, H for most cells, from
 which a CPU keeps what they made."""
 
+KEEP_ON_DEVICES = 256
+"""The same with several devices on the host, a core each: at H = 256, B = 32 over two a GRU takes
+0.79, 0.82 and 0.92, an LSTM 0.84, 0.85 and 0.89 of the time (T = 128, the same with jax 0.12, and
+T = 768), at H = 128, T = 1024 1.08 and 1.07 (Zen 4)."""
+
 TRANSPOSE = 512
 """The same, below which halves make the products of weight gradients of transposed copies."""
 
@@ -30,7 +35,8 @@ LEFT = 256
 """The same, from which a CPU takes the weights on the left in the products of the reverse loop, at
 H = 512 for 0.96 to 0.99 of the time. Not in the forward loop: there the left takes 1.12 to 1.25 of
 the time of a forward pass at H = 256, B = 32 (two cores of a Zen 4, jax 0.10.2) and up to 1.16 at
-H = 1024 (of a Zen 3)."""
+H = 1024 (of a Zen 3). Nor with several devices on the host: on the right takes 0.90 to 0.94 of the
+time of a gradient there at H = 256, 0.95 to 0.97 at H = 1024 (Zen 4)."""
 
 WHOLE = 768
 """The same, from which the batch stays whole: each half would read the weights, which fill the
@@ -85,7 +91,8 @@ def bptt(
     products are large, and is the default there from H = 320 on: an LSTM of H = 1024, B = 64 took
     0.84 of the time, one of H = 512 and B = 128 0.85, of H = 384 and 320 and B = 32 0.90, of
     H = 256 and B = 64 or 32 0.95 and 1.03, of H = 128 1.12, a GRU of H = 384 0.88 (two cores, jax
-    0.10.2; within 0.03 with 0.12).
+    0.10.2; within 0.03 with 0.12). With several devices on the host it is from H = 256 on, where it
+    took 0.8 to 0.9.
 
     On a CPU with two cores or more, the halves of the batch run side by side, a core each, where
     H < 768 and the recurrent products of a step take less than 10^8 multiplications
@@ -108,7 +115,7 @@ def bptt(
         scan takes.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True but
-        for a CPU and recurrent products of H >= 320.
+        for a CPU and recurrent products of H >= 320, or 256 with several devices.
       split_batch: whether the two halves of the first batch axis are run as two loops, side by side
         where XLA has a core for each; from two blocks on, and where it is differentiated twice not.
         By default where that is faster, as said above. True asks for a state whose leaves all lead
@@ -145,6 +152,7 @@ def bptt(
         steps, batch = jax.tree.leaves(xs)[0].shape[0], batch_shape(cell, xs)
         each, total = _recurrent_products(cell, weights, state)
         size = primal.drive_bytes(cell, weights, xs)
+        devices = jax.local_device_count()
         hindrance = _hindrance(cell, state, xs, batch)
         require(
             not split_batch or hindrance is None,
@@ -158,16 +166,16 @@ def bptt(
             fits = steps * size <= DRIVE_BYTES
             length = steps if fits or _convolves(cell, weights, state) else None
         if length is None:
-            devices = jax.local_device_count()
             length = automatic_block_length(steps, math.prod(batch), size, devices, halves=split)
         split = split and length < steps
+        least = KEEP if devices == 1 else KEEP_ON_DEVICES
         return blocks.Plan(
             length=max(1, min(length, steps)),
-            keep=_is_cpu() and each >= KEEP if recompute is None else not recompute,
+            keep=_is_cpu() and each >= least if recompute is None else not recompute,
             parts=(batch[0] // 2, batch[0] - batch[0] // 2) if split else (math.prod(batch[:1]),),
             together=split,
             transposed=split and each < TRANSPOSE,
-            left=_is_cpu() and each >= LEFT,
+            left=_is_cpu() and devices == 1 and each >= LEFT,
         )
 
     def run(fun, cell, plan, *args):

@@ -86,6 +86,7 @@ def test_bptt_gradients(name):
 )
 def test_weights_on_the_left(name, monkeypatch):
     """Where a CPU multiplies h W as (W^T h^T)^T, which it does with large matrices only."""
+    monkeypatch.setattr("jax.local_device_count", lambda: 1)
     monkeypatch.setattr("jax_bptt.core.bptt.LEFT", 0)
     p = problem(name)
     got = jax.jit(functools.partial(gradient, name, jb.bptt(block_length=3)))(p)

@@ -93,9 +93,20 @@ def test_the_program_does_not_grow_with_the_sequence(constructor):
 
 
 @pytest.mark.parametrize("constructor", [jb.lstm, jb.gru])
-@pytest.mark.parametrize("units, keeps", [(H, True), (H + 1, False)])
-def test_what_large_products_made_is_kept_by_default(constructor, units, keeps, monkeypatch):
-    monkeypatch.setattr("jax_bptt.core.bptt.KEEP", units)
+@pytest.mark.parametrize(
+    "devices, constant, units, keeps",
+    [
+        (1, "KEEP", H, True),
+        (1, "KEEP", H + 1, False),
+        (2, "KEEP_ON_DEVICES", H, True),
+        (2, "KEEP_ON_DEVICES", H + 1, False),
+    ],
+)
+def test_what_large_products_made_is_kept_by_default(
+    constructor, devices, constant, units, keeps, monkeypatch
+):
+    monkeypatch.setattr("jax.local_device_count", lambda: devices)
+    monkeypatch.setattr(f"jax_bptt.core.bptt.{constant}", units)
     cell = constructor(input_size=I, hidden_size=H)
     params = jax.eval_shape(cell.init, jax.random.key(0))
 
@@ -127,8 +138,11 @@ def test_nothing_is_kept_where_nothing_is_differentiated(split_batch):
 
 
 @pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
-@pytest.mark.parametrize("least, left", [(H, True), (H + 1, False)])
-def test_large_weights_are_on_the_left_in_the_reverse_loop(constructor, least, left, monkeypatch):
+@pytest.mark.parametrize("devices, least, left", [(1, H, True), (1, H + 1, False), (2, H, False)])
+def test_large_weights_are_on_the_left_in_the_reverse_loop(
+    constructor, devices, least, left, monkeypatch
+):
+    monkeypatch.setattr("jax.local_device_count", lambda: devices)
     monkeypatch.setattr("jax_bptt.core.bptt.LEFT", least)
     jaxpr, params = _traced(constructor, jb.bptt(block_length=4))
     # The scan over all of T is what forward mode would differentiate.
