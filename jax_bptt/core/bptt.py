@@ -29,7 +29,8 @@ KEEP_ON_DEVICES = 256
 T = 768), at H = 128, T = 1024 1.08 and 1.07 (Zen 4)."""
 
 TRANSPOSE = 512
-"""The same, below which halves make the products of weight gradients of transposed copies."""
+"""Multiplications for an element as above, whatever the devices, below which halves make the
+products of weight gradients of transposed copies."""
 
 LEFT = 256
 """The same, from which a CPU takes the weights on the left in the products of the reverse loop, at
