@@ -96,7 +96,7 @@ def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
     columns = kernels.Measured._fields
 
     def entry(row, name):
-        most = row["budget"].get(name)
+        most = row["budget"].get(name)  # None where any number will do
         return str(row["measured"][name]) + ("" if most is None else f" / {most}")
 
     lines = [

@@ -37,9 +37,10 @@ def fused(
     device  kernel          takes
     ======  ==============  ========================================================================
     GPU     `gpu_heads`     heads of 32, 64, 96 or 128 units, up to 4 gates, a matrix that fits into
-                            registers: up to 128 units in bfloat16, 64 in float32; JAX 0.11 or later
+                            registers: up to 128 units in bfloat16, 64 in float32; JAX 0.11.1 or later
     GPU     `gpu_cluster`   a dense matrix of 64 to 512 units, a multiple of 32, up to 4 gates, that
-                            fits into registers and shared memory of up to 8 multiprocessors
+                            fits into registers and shared memory of up to 8 multiprocessors, a
+                            cluster, whose blocks send one another what each of them needs
     GPU     `gpu_diagonal`  any `DiagonalStep`
     TPU     `tpu_resident`  any heads and gates, in bfloat16 or float32, whose matrices fit into the
                             vector memory, with 16 MiB and a block of the sequence beside them: of
@@ -60,7 +61,9 @@ def fused(
 
     Args:
       approximate: whether a GPU's transcendental functions may be the hardware's own, of about 11
-        bits: enough for bfloat16. On a TPU they are the compiler's in any case.
+        bits: enough for operands of bfloat16, but not for a gate that has to keep a state over a
+        thousand steps. Else they are computed to single precision, of what the hardware has so
+        precisely or by NVIDIA's library. On a TPU they are the compiler's in any case.
       interpret: whether to run the kernels in JAX's interpreter on a CPU, for tests: very slow.
       device: "gpu", "cpu" or "tpu", whose kernels to take; None for JAX's default one. To be given
         with `interpret`, and in order to compile for a device that is not there.

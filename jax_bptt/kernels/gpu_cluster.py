@@ -11,23 +11,24 @@ of gates, and each block adds up what it is sent:
 
     part_p[of q] = e[of p] M[of q, of p]^T          d_{t-1}[own] = d_prev[own] + sum_p part_p[own]
 
-Either is stored to global memory, which for so little is the second-level cache, by asynchronous
-copies from shared memory; then the cluster meets at a barrier, and each block fetches what it needs
-in the same way. Of two places in memory, one is read while the other is written: whoever writes to
-one again has met with all that read it. Distributed shared memory would be nearer, but JAX's
-interpreter has no rule for storing to it, and what cannot be run anywhere is not to be trusted.
+Either is sent from registers into the shared memory of the block that needs it (`gpu_mail`). A
+hidden state has two places there, of which one is read while the other is written: who writes to
+one again has received from all, after they had read it, what is in the other. Sums have one place;
+that it has been read is said at a barrier of the cluster, before the products of the next step, and
+waited for behind them.
 """
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
+from jax_bptt.kernels import gpu_mail as mail
 from jax_bptt.kernels import gpu_parts as parts
 from jax_bptt.kernels import gpu_steps, mosaic
 from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.gpu_mail import Box
 from jax_bptt.kernels.gpu_matrix import Matrix, Split
 from jax_bptt.kernels.gpu_parts import Place, Plan
 from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
@@ -37,6 +38,10 @@ DEPTH = 2
 
 BLOCKS = 8
 """Blocks of a cluster at the most: more than 8 are not portable."""
+
+PLACES = 2
+"""Of hidden states in a block's box, and of derivatives in its own memory: what is written while
+others may still read what was there a step before."""
 
 SIZE = 512
 """Units at the most, beyond which nothing has been compiled."""
@@ -91,10 +96,11 @@ def _bytes(form: Form) -> tuple[int, int]:
     # A tile [ROWS, units of a block] of operands, and one in float32.
     narrow = 2 * mosaic.piece_count(plan.dtype) * ROWS * plan.size
     wide = 4 * ROWS * plan.size
+    hidden = PLACES * plan.parts * narrow
+    own = PLACES * len(parts.crossing(form.step.d_feedback)) * narrow
     fetched, fetched_back = parts.ring_bytes(form, plan)
-    gather = _gathering(plan, gates).bytes + (1 + plan.parts) * narrow + fetched
-    crossing = len(parts.crossing(form.step.d_feedback))
-    reduce = _reducing(plan, gates).bytes + crossing * narrow + plan.parts * wide + fetched_back
+    gather = _gathering(plan, gates).bytes + hidden + fetched
+    reduce = _reducing(plan, gates).bytes + own + plan.parts * wide + fetched_back
     return gather, reduce
 
 
@@ -111,28 +117,32 @@ def forward(
     """Run all steps of a gated cell of one dense matrix; as `gpu_steps.forward`."""
     plan = _plan(form, *drives.shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
-    hidden = plan.parts * plan.size
     gates = form.matrix.shape[2]
     matrix = _gathering(plan, gates)
     chunks = jnp.transpose(_squares(form, plan), (4, 3, 0, 1, 5, 6, 2))
+    post = mail.post(
+        plan,
+        (PLACES, count, ROWS, plan.parts * plan.size),
+        dtype,
+        barriers=PLACES,
+        senders=plan.threads,
+        tiles=count,
+        interpret=interpret,
+    )
+
+    def open_exchange(place, refs, passing, scratch):
+        loaded, met, *boxed = scratch
+        box = post.open(place, passing, boxed)
+        return _Gather(
+            place, matrix.load(place, refs, loaded), box, met, mosaic.multiply(interpret)
+        )
+
     scheme = gpu_steps.Scheme(
         plan,
         matrix.inputs(_merged(chunks)),
-        (jax.ShapeDtypeStruct((2 * count, plan.rows, hidden), dtype),),
-        (
-            matrix.scratch(),
-            mosaic.shared_tiles((plan.threads, count, ROWS, UNITS), dtype),
-            mosaic.shared_tiles((count, ROWS, hidden), dtype),
-            plgpu.Barrier(),
-            plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
-        ),
-        lambda place, refs, passing, scratch: _Gather(
-            place,
-            matrix.load(place, refs, scratch[0]),
-            *passing,
-            *scratch[1:],
-            multiply=mosaic.multiply(interpret),
-        ),
+        post.passing,
+        (matrix.scratch(), plgpu.Barrier(num_arrivals=plan.threads), *post.scratch),
+        open_exchange,
     )
     return gpu_steps.forward(
         scheme,
@@ -164,30 +174,48 @@ def backward(
     plan = _plan(form, *states[0].shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     d_feedback = form.step.d_feedback
-    sums = 2 * (plan.rows // ROWS) * plan.parts**2 * plan.threads
+    crossing = len(parts.crossing(d_feedback))
     gates = form.matrix.shape[2]
     matrix = _reducing(plan, gates)
-    chunks = jnp.transpose(_squares(form, plan), (4, 3, 0, 5, 1, 2, 6))
+    squares = jnp.transpose(_squares(form, plan), (4, 3, 0, 5, 1, 2, 6))
+    # Of each block, in the order in which it sends.
+    chunks = jnp.stack([jnp.roll(of, -part, axis=1) for part, of in enumerate(squares)])
+    post = mail.post(
+        plan,
+        (plan.threads, plan.parts, ROWS, UNITS),
+        jnp.float32,
+        barriers=plan.threads,
+        senders=1,
+        tiles=1,
+        interpret=interpret,
+        columns=8,
+    )
+
+    def open_exchange(place, refs, passing, scratch):
+        loaded, own, exposed, read, *boxed = scratch
+        return _Reduce(
+            place,
+            matrix.load(place, refs, loaded),
+            own,
+            exposed,
+            read,
+            post.open(place, passing, boxed),
+            d_feedback,
+            mosaic.multiply(interpret),
+        )
+
     scheme = gpu_steps.Scheme(
         plan,
         matrix.inputs(_merged(chunks)),
-        (jax.ShapeDtypeStruct((sums, ROWS, UNITS), jnp.float32),),
+        post.passing,
         (
             matrix.scratch(),
-            mosaic.shared_tiles((len(parts.crossing(d_feedback)), count, ROWS, plan.size), dtype),
-            mosaic.shared_tiles((plan.threads, plan.parts, ROWS, UNITS), jnp.float32, columns=8),
+            mosaic.shared_tiles((PLACES, crossing, count, ROWS, plan.size), dtype),
             plgpu.Barrier(num_arrivals=plan.threads),
-            plgpu.Barrier(num_barriers=plan.threads),
             plgpu.ClusterBarrier(collective_axes=("part",), num_arrivals=plan.threads),
+            *post.scratch,
         ),
-        lambda place, refs, passing, scratch: _Reduce(
-            place,
-            matrix.load(place, refs, scratch[0]),
-            *passing,
-            *scratch[1:],
-            d_feedback=d_feedback,
-            multiply=mosaic.multiply(interpret),
-        ),
+        open_exchange,
     )
     return gpu_steps.backward(
         scheme,
@@ -204,49 +232,36 @@ def backward(
 
 
 class _Gather(NamedTuple):
-    """The forward products: each block fetches the hidden state of all; see `gpu_steps.Gather`.
+    """The forward products: each block is sent the hidden state of all; see `gpu_steps.Gather`.
 
     Attributes:
       place: where the warpgroup works.
       matrix: its columns, a chunk for UNITS units of the hidden state.
-      passing: global memory, [2 pieces, B, H].
-      own: shared memory, [warpgroups, pieces, ROWS, UNITS].
-      hidden: shared memory, [pieces, ROWS, H].
-      arrived: a barrier for `hidden`.
-      cluster: a barrier for all warpgroups of the cluster.
+      box: of hidden states, [PLACES, pieces, ROWS, H].
+      met: a barrier for all warpgroups of the block.
       multiply: the product of tiles.
     """
 
     place: Place
     matrix: Matrix
-    passing: Any
-    own: Any
-    hidden: Any
-    arrived: Any
-    cluster: Any
+    box: Box
+    met: Any
     multiply: Any
 
-    def pass_on(self, t, hidden):
-        place, own = self.place, self.own.at[self.place.thread]
+    def gather(self, t, hidden, bias, met):
+        place, turn = self.place, t % PLACES
         tiles = mosaic.pieces(hidden, place.plan.dtype)
-        for k, tile in enumerate(tiles):
-            mosaic.store(own.at[k], tile)
-        plgpu.commit_smem()
-        pieces = pl.ds((t % 2) * len(tiles), len(tiles))
-        plgpu.copy_smem_to_gmem(own, self.passing.at[pieces, place.rows, place.units])
-        plgpu.wait_smem_to_gmem(0)
-        mosaic.sync(self.cluster)
-
-        @pl.when((place.thread == 0) & (t < place.plan.steps))
-        def _():
-            source = self.passing.at[pieces, place.rows]
-            plgpu.copy_gmem_to_smem(source, self.hidden, self.arrived)
-
-    def feedback(self, t, bias):
-        plgpu.barrier_wait(self.arrived)
-        sums = list(bias)
-        for c in range(self.hidden.shape[-1] // UNITS):
-            rows = self.place.operand(self.hidden.at[:, :, pl.ds(c * UNITS, UNITS)])
+        for block in range(place.plan.parts):
+            for k, tile in enumerate(tiles):
+                where = turn, k, slice(None), place.units
+                self.box.send(self.box.peer(block), where, turn, tile)
+        self.box.sent(turn)
+        mosaic.sync(self.met)
+        # In the shadow of the way that the tiles take.
+        met()
+        everyone, sums = self.box.received(turn).at[turn], list(bias)
+        for c in range(everyone.shape[-1] // UNITS):
+            rows = place.operand(everyone.at[:, :, pl.ds(c * UNITS, UNITS)])
             sums = [
                 mosaic.add_product(a, rows, self.matrix.columns(g, c), self.multiply)
                 for g, a in enumerate(sums)
@@ -259,44 +274,41 @@ class _Reduce(NamedTuple):
 
     Attributes:
       place: where the warpgroup works.
-      matrix: chunks for each block, with the columns of the warpgroup's units in it, and of them
-        one for UNITS of the units whose derivatives are multiplied.
-      passing: global memory, [2 x blocks of the batch x P to x warpgroups x P from, ROWS, UNITS].
-      own: shared memory, [crossing, pieces, ROWS, units of a block].
-      sums: shared memory, [warpgroups, P, ROWS, UNITS], to the others, then from them.
+      matrix: chunks for each block, from this one on in a circle, with the columns of the
+        warpgroup's units in it, and of them one for UNITS of the units whose derivatives are
+        multiplied.
+      own: shared memory, [PLACES, crossing, pieces, ROWS, units of a block].
       exposed: a barrier for all warpgroups of the block.
-      arrived: a barrier for each warpgroup's `sums`.
-      cluster: a barrier for all warpgroups of the cluster.
+      read: a barrier for all warpgroups of the cluster.
+      box: of sums, [warpgroups, P, ROWS, UNITS].
       d_feedback: for each gate, which emitted tile is the derivative of its feedback.
       multiply: the product of tiles.
     """
 
     place: Place
     matrix: Matrix
-    passing: Any
     own: Any
-    sums: Any
     exposed: Any
-    arrived: Any
-    cluster: Any
+    read: Any
+    box: Box
     d_feedback: tuple[int | None, ...]
     multiply: Any
 
     def pull(self, k, emitted, d, met):
         place, count = self.place, self.place.plan.parts
-        crossing = parts.crossing(self.d_feedback)
+        own, crossing = self.own.at[k % PLACES], parts.crossing(self.d_feedback)
         for row, e in enumerate(crossing):
-            place.expose(self.own.at[row], emitted[e])
+            place.expose(own.at[row], emitted[e])
         mosaic.sync(self.exposed)
-        # What is stored now need not be kept in registers beside the sums.
-        met()
+        # The threads have met since they read the sums of the step before.
+        plgpu.barrier_arrive(self.read)
         sums = [place.tile(jnp.zeros_like(d))] * count
         chunks = place.plan.threads
         for g, e in enumerate(self.d_feedback):
             if e is None:
                 continue
             for c in range(chunks):
-                row = self.own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
+                row = own.at[crossing.index(e), :, :, pl.ds(c * UNITS, UNITS)]
                 rows = place.operand(row)
                 sums = [
                     mosaic.add_product(
@@ -304,25 +316,15 @@ class _Reduce(NamedTuple):
                     )
                     for q, a in enumerate(sums)
                 ]
-        shared, arrived = self.sums.at[place.thread], self.arrived.at[place.thread]
-        for q, a in enumerate(sums):
-            mosaic.store(shared.at[q], a)
-        plgpu.commit_smem()
-        first = ((k % 2) * (place.plan.rows // ROWS) + place.block) * count
-
-        def sent_to(q):
-            """The number of the first tile that is for this warpgroup's units of block q."""
-            return ((first + q) * place.plan.threads + place.thread) * count
-
-        for q in range(count):
-            target = self.passing.at[sent_to(q) + place.part]
-            plgpu.copy_smem_to_gmem(shared.at[q], target, commit_group=q == count - 1)
-        plgpu.wait_smem_to_gmem(0)
-        mosaic.sync(self.cluster)
-        plgpu.copy_gmem_to_smem(self.passing.at[pl.ds(sent_to(place.part), count)], shared, arrived)
-        plgpu.barrier_wait(arrived)
+        plgpu.barrier_wait(self.read)
+        for block, a in enumerate(sums):
+            self.box.send(self.box.peer(block), (place.thread, place.part), place.thread, a)
+        self.box.sent(place.thread)
+        # In the shadow of the way that the sums take; stores before it would hold up their fences.
+        met()
+        received = self.box.received(place.thread).at[place.thread]
         for p in range(count):
-            d = d + mosaic.load(shared.at[p], place.plan.layouts.tile)
+            d = d + mosaic.load(received.at[p], place.plan.layouts.tile)
         return d
 
 

@@ -23,6 +23,10 @@ Down to 2 where a step has so many tiles that as many do not fit."""
 REST = 32
 """Registers of a thread for all that is neither matrix nor operand, at the least."""
 
+SPARE = 16
+"""Registers for all that is not counted where a step's products run beside the stores of the step
+before, for each piece of an operand. As compiled for an H200, what has them spills nothing."""
+
 
 def unsupported(form: Form) -> str | None:
     """Return why the kernels cannot take `form`, None if they can."""
@@ -36,13 +40,9 @@ def unsupported(form: Form) -> str | None:
         return f"the GPU kernel takes heads of 32, 64, 96 or 128 units, not {size}"
     if gates > 4:
         return f"the GPU kernel takes up to 4 gates, not {gates}"
-    # 4 D threads share 65536 registers. One holds, two values a register, 1/128 of 32 columns of
-    # each gate's matrix and the whole of a row of the operand, in pieces; what is left over here
-    # suffices for the rest, as compiled for an H200: nothing is spilled but, with flags, up to 44
-    # bytes by an LSTM of 128 units.
-    pieces = mosaic.piece_count(dtype)
-    held = gates * size * pieces // 8 + size * pieces // 4
-    if held > min(255, 65536 // (4 * size)) - REST:
+    # What is left over here suffices for the rest, as compiled for an H200: nothing is spilled but,
+    # with flags, 40 bytes by an LSTM of 128 units, and 76 by one with peepholes.
+    if _held(form) > _registers(form) - REST:
         return (
             f"{gates} matrices [{size}, {size}] of {dtype} do not fit into the registers of a GPU"
         )
@@ -52,6 +52,30 @@ def unsupported(form: Form) -> str | None:
             f"shared memory, of {parts.MEMORY // 1024} there are"
         )
     return None
+
+
+def _registers(form: Form) -> int:
+    """Return how many registers a thread can have: 4 D threads share 65536."""
+    return min(255, 65536 // (4 * form.matrix.shape[1]))
+
+
+def _held(form: Form) -> int:
+    """Return how many of them a matrix and an operand take.
+
+    A thread holds, two values a register, 1/128 of 32 columns of each gate's matrix and the whole
+    of a row of the operand, in pieces.
+    """
+    _, size, gates, _ = form.matrix.shape
+    pieces = mosaic.piece_count(form.matrix.dtype)
+    return gates * size * pieces // 8 + size * pieces // 4
+
+
+def _side_by_side(form: Form) -> bool:
+    """Return whether there are registers for the products beside what a step has made."""
+    step, gates = form.step, form.matrix.shape[2]
+    tiles = gates + step.states + step.saved + step.units
+    spare = SPARE * mosaic.piece_count(form.matrix.dtype)
+    return _held(form) + 4 * tiles + spare <= _registers(form)
 
 
 def _depth(form: Form) -> int | None:
@@ -147,6 +171,7 @@ class _Exchange(NamedTuple):
       exposed: shared memory, [2, crossing, pieces, ROWS, D].
       barrier: for all warpgroups of the block.
       d_feedback: for each gate, which emitted tile is the derivative of its feedback.
+      side_by_side: whether the forward products run beside the stores of the step before.
       multiply: the product of tiles.
     """
 
@@ -155,18 +180,24 @@ class _Exchange(NamedTuple):
     exposed: Any
     barrier: Any
     d_feedback: tuple[int | None, ...]
+    side_by_side: bool
     multiply: Any
 
-    def feedback(self, t, bias):
-        hidden = self.place.operand(self.exposed.at[t % 2, 0])
-        return [
-            mosaic.add_product(b, hidden, columns, self.multiply)
+    def gather(self, t, hidden, bias, met):
+        exposed = self.exposed.at[t % 2, 0]
+        self.place.expose(exposed, hidden)
+        mosaic.sync(self.barrier)
+        if not self.side_by_side:
+            met()
+        rows = self.place.operand(exposed)
+        found = [
+            mosaic.add_product(b, rows, columns, self.multiply)
             for b, (columns,) in zip(bias, self.matrix, strict=True)
         ]
-
-    def pass_on(self, t, hidden):
-        self.place.expose(self.exposed.at[t % 2, 0], hidden)
-        mosaic.sync(self.barrier)
+        if self.side_by_side:
+            # The tensor cores multiply meanwhile.
+            met()
+        return found
 
     def pull(self, k, emitted, d, met):
         crossing = parts.crossing(self.d_feedback)
@@ -196,9 +227,15 @@ def _scheme(
 
     def open_exchange(place, matrix_ref, _, scratch):
         exposed_ref, barrier = scratch
-        multiply = mosaic.multiply(interpret)
-        matrix = place.matrix(matrix_ref)
-        return _Exchange(place, matrix, exposed_ref, barrier, form.step.d_feedback, multiply)
+        return _Exchange(
+            place,
+            place.matrix(matrix_ref),
+            exposed_ref,
+            barrier,
+            form.step.d_feedback,
+            _side_by_side(form),
+            mosaic.multiply(interpret),
+        )
 
     return gpu_steps.Scheme(
         plan,

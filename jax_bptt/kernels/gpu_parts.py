@@ -142,8 +142,8 @@ def obstacle(form: Form) -> str | None:
     if reason := mosaic.available():
         return reason
     if "pow" in form.step.operations:
-        # Those are made of products and roots before a kernel sees them (`kernels.graph`).
-        return "Pallas has no pow on a GPU but of exponents that are multiples of one half"
+        # What has a constant exponent is none any more (`kernels.graph`).
+        return "Pallas has no pow on a GPU, and one whose exponent is computed can't be made up for"
     return None
 
 

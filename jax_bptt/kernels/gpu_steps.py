@@ -13,8 +13,9 @@ and backwards, with d = dL/ds_t and e the derivatives of the feedbacks,
     d_{t-1}   = d_prev + e M^T          of what all threads hold
 
 How a product comes by what other threads hold is all that kernels differ in: their `Scheme`. What
-a step reads from global memory was asked for `depth` steps before; what it stores is stored behind
-the exchange, where nothing waits for it. As in FlashRNN (K. Poppel, M. Beck and S. Hochreiter
+a step reads from global memory was asked for `depth` steps before; what it makes is stored behind
+the exchange, beside the products of the next step where there are registers for both. As in
+FlashRNN (K. Poppel, M. Beck and S. Hochreiter
 (2024), "FlashRNN: optimizing traditional RNNs on modern hardware"), the gradient of the weights is
 no part of the loop: it is a product of what the two kernels return.
 """
@@ -26,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_bptt.kernels import gpu_functions, mosaic
 from jax_bptt.kernels import gpu_parts as parts
-from jax_bptt.kernels import mosaic
 from jax_bptt.kernels.form import HELD, RESET, Form
 from jax_bptt.kernels.gpu_parts import Place, Plan
 
@@ -35,12 +36,14 @@ from jax_bptt.kernels.gpu_parts import Place, Plan
 class Gather(Protocol):
     """The products of a forward kernel."""
 
-    def pass_on(self, t: Any, hidden: Array) -> None:
-        """Let all threads have the hidden state that enters step t; they meet in between."""
-        ...
+    def gather(
+        self, t: Any, hidden: Array, bias: Sequence[Array], met: Callable[[], None]
+    ) -> list[Array]:
+        """Return bias + hidden M, a tile of each gate, of the hidden state that enters step t.
 
-    def feedback(self, t: Any, bias: Sequence[Array]) -> list[Array]:
-        """Return bias + hidden M, a tile of each gate, of the hidden state that enters step t."""
+        It calls `met` at some time after the threads of the block have met: there, what they read
+        is fetched anew, and what they made is stored.
+        """
         ...
 
 
@@ -48,11 +51,7 @@ class Reduce(Protocol):
     """The products of a reverse kernel."""
 
     def pull(self, k: Any, emitted: Sequence[Array], d: Array, met: Callable[[], None]) -> Array:
-        """Return d + e M^T of the k-th step from the end.
-
-        It calls `met` at some time after the threads of the block have met: there, what they read
-        is fetched anew, and what they made is stored.
-        """
+        """Return d + e M^T of the k-th step from the end; `met` is as in `Gather`."""
         ...
 
 
@@ -62,7 +61,7 @@ class Scheme(NamedTuple):
     Attributes:
       plan: of the kernel.
       inputs: arrays in global memory that the exchange reads.
-      passing: shapes in global memory through which blocks of threads meet, if they do.
+      passing: shapes in global memory that the interpreter takes for other blocks' shared memory.
       scratch: shared memory and barriers, as Pallas takes them.
       open: (place, inputs, passing, scratch) -> Gather or Reduce, which the kernel calls with
         references.
@@ -104,6 +103,7 @@ def forward(
     """
     plan, batch = scheme.plan, drives.shape[1]
     step, gates = form.step, drives.shape[2]
+    functions = gpu_functions.functions(approximate)
     dtypes = [jnp.float32] * len(state) + [plan.dtype] * (step.saved if save else 0)
     outputs = len(dtypes)
 
@@ -124,24 +124,31 @@ def forward(
         start = [place.load_state(ref) for ref in state_refs]
         bits = place.bits() if flags_ref is not None else None
         parts.fill(ring, sources, place)
-        exchange.pass_on(jnp.int32(0), start[form.recurrent])
 
-        def advance(t, states):
+        def gather(t, states, met):
+            found = exchange.gather(t, states[form.recurrent], bias, met)
+            return [place.tile(f) for f in found]
+
+        def advance(t, carry):
+            states, feedback = carry
             tiles = ring.wait(t)
-            feedback = exchange.feedback(t, bias)
             drive = [place.load(ref) for ref in tiles[:gates]]
-            news, saved = step.forward(states, drive, feedback, weights)
+            news, saved = step.forward(states, drive, feedback, weights, functions)
             entering = news
             if bits is not None:
                 restart, held = parts.decode(tiles[gates], bits)
                 news = [jnp.where(held, a, b) for a, b in zip(states, news, strict=True)]
                 entering = [jnp.where(restart, a, b) for a, b in zip(start, news, strict=True)]
-            exchange.pass_on(t + 1, entering[form.recurrent])
-            parts.refill(ring, t, sources, place)
-            parts.store_tiles(out_refs, t, [*news, *saved][: len(out_refs)], place)
-            return [place.tile(s) for s in entering]
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(plan.steps), advance, start)
+            def met():
+                parts.refill(ring, t, sources, place)
+                parts.store_tiles(out_refs, t, [*news, *saved][: len(out_refs)], place)
+
+            feedback = gather(t + 1, entering, met)
+            return [place.tile(s) for s in entering], feedback
+
+        first = start, gather(jnp.int32(0), start, lambda: None)
+        lax.fori_loop(jnp.int32(0), jnp.int32(plan.steps), advance, first)
 
     words = None
     if flags is not None:
@@ -165,7 +172,7 @@ def forward(
         fetched=[drives.dtype] * gates,
         words=words is not None,
         scratch=scheme.scratch,
-        approximate=approximate,
+        approximate=gpu_functions.by_hardware(step, approximate),
         interpret=interpret,
     )(inputs)
     found = [a[:, :batch] for a in found[: len(dtypes)]]
@@ -207,7 +214,7 @@ def backward(
       state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
     """
     plan, batch = scheme.plan, states[0].shape[1]
-    step = form.step
+    step, functions = form.step, gpu_functions.functions(approximate)
     olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
     news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
     given = tuple(a for a in d_states if a is not None)
@@ -258,7 +265,7 @@ def backward(
                 through = [jnp.where(held, 0.0, x) for x in d]
                 past = [jnp.where(held, x, 0.0) for x in d]
             before = parts.where_read(step.reads_prev, before)
-            d_prev, emitted = step.backward(before, after, kept, weights, through)
+            d_prev, emitted = step.backward(before, after, kept, weights, through, functions)
             if past is not None:
                 d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
             d = [place.tile(x) for x in d_prev]
@@ -299,7 +306,7 @@ def backward(
         fetched=[a.dtype for a in (*saved, *news, *given, *olds)],
         words=words is not None,
         scratch=scheme.scratch,
-        approximate=approximate,
+        approximate=gpu_functions.by_hardware(step, approximate),
         interpret=interpret,
     )(inputs)
     emitted = tuple(a[:, :batch] for a in found[: step.emitted])

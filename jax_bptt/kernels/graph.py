@@ -7,6 +7,7 @@ that what is left is the arithmetic alone.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -155,6 +156,21 @@ def _half_power(graph: Graph, x: int, halves: int) -> int:
     return build(graph, "mul", (whole, build(graph, "sqrt", (x,)))) if halves % 2 else whole
 
 
+def _constant_power(graph: Graph, x: int, exponent: float) -> int:
+    """Return x^exponent, by products and a root as far as they go.
+
+    What is left is x^rest with |rest| < 1/2, as exp(rest log(x)): its argument is 44 at the most,
+    so that the error is 3e-6 at the ends of single precision and 1e-7 for x near one. The rest has
+    the exponent's sign: of two powers of zero or infinity neither undoes the other.
+    """
+    halves = math.trunc(2 * exponent)
+    power, rest = _half_power(graph, x, halves), exponent - halves / 2
+    if rest == 0:
+        return power
+    scaled = _affine(graph, rest, 0, build(graph, "log", (x,)))
+    return build(graph, "mul", (power, build(graph, "exp", (scaled,))))
+
+
 def _element(graph: Graph, primitive: str, params: dict, arguments: tuple[int, ...]) -> int:
     """Return the node of an elementwise primitive of JAX."""
     match primitive:
@@ -174,8 +190,8 @@ def _element(graph: Graph, primitive: str, params: dict, arguments: tuple[int, .
             return _power(graph, arguments[0], params["y"])
         case "pow":
             exponent = _constant_value(graph, arguments[1])
-            if exponent is not None and float(2 * exponent).is_integer():
-                return _half_power(graph, arguments[0], int(2 * exponent))
+            if exponent is not None and math.isfinite(exponent):
+                return _constant_power(graph, arguments[0], exponent)
         case "erfc":
             return _affine(graph, -1, 1, build(graph, "erf", arguments))
         case "clamp":

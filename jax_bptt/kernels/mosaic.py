@@ -24,15 +24,16 @@ except ImportError:
 
 ROWS = 16
 UNITS = 32
+NEEDED = "mma", "async_store_smem", "InterpretGPUParams"
 
 
 def available() -> str | None:
     """Return what this JAX lacks for the kernels of Pallas Mosaic GPU, None if nothing."""
     if plgpu is None:
-        return "jax.experimental.pallas.mosaic_gpu cannot be imported; install jax >= 0.11"
-    missing = [name for name in ("mma", "InterpretGPUParams") if not hasattr(plgpu, name)]
+        return "jax.experimental.pallas.mosaic_gpu cannot be imported; install jax >= 0.11.1"
+    missing = [name for name in NEEDED if not hasattr(plgpu, name)]
     if missing:
-        return f"jax.experimental.pallas.mosaic_gpu has no {missing[0]}; install jax >= 0.11"
+        return f"jax.experimental.pallas.mosaic_gpu has no {missing[0]}; install jax >= 0.11.1"
     return None
 
 

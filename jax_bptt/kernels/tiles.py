@@ -12,7 +12,7 @@ stored anyway. Cuts and flows: L. R. Ford and D. R. Fulkerson (1956), "Maximal f
 network", Canadian Journal of Mathematics 8.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,11 +69,21 @@ class TiledStep(NamedTuple):
         drives: Sequence[Tile],
         feedbacks: Sequence[Tile],
         units: Sequence[Tile] = (),
+        functions: Mapping[str, Callable[..., Tile]] | None = None,
     ) -> tuple[tuple[Tile, ...], tuple[Tile, ...]]:
-        """Take one step; return the new states and what to keep for `backward`."""
+        """Take one step; return the new states and what to keep for `backward`.
+
+        Args:
+          states: what enters the step.
+          drives: a tile each,
+          feedbacks: likewise.
+          units: weights of the units, as tiles.
+          functions: what a device computes for operations of these names, in place of those of
+            `operations.COSTLY`.
+        """
         p = self.program
         given = (p.units, units), (p.prevs, states), (p.drives, drives), (p.feedbacks, feedbacks)
-        made = _evaluate(p.graph, given, [*p.news, *p.saved], states[0])
+        made = _evaluate(p.graph, given, [*p.news, *p.saved], states[0], functions)
         return tuple(made[: self.states]), tuple(made[self.states :])
 
     def backward(
@@ -83,6 +93,7 @@ class TiledStep(NamedTuple):
         saved: Sequence[Tile],
         units: Sequence[Tile],
         d_states: Sequence[Tile],
+        functions: Mapping[str, Callable[..., Tile]] | None = None,
     ) -> tuple[tuple[Tile, ...], tuple[Tile, ...]]:
         """Pull d_states back through one step.
 
@@ -92,6 +103,7 @@ class TiledStep(NamedTuple):
           saved: as `forward` returned them.
           units: as given to `forward`.
           d_states: dL/ds_t.
+          functions: as given to `forward`.
 
         Returns:
           (d_prevs, emitted): the direct dependence of each state on what entered, without the
@@ -106,7 +118,7 @@ class TiledStep(NamedTuple):
             (p.units, units),
             (p.d_states, d_states),
         )
-        made = _evaluate(p.graph, given, [*p.d_prevs, *p.emitted], d_states[0])
+        made = _evaluate(p.graph, given, [*p.d_prevs, *p.emitted], d_states[0], functions)
         return tuple(made[: self.states]), tuple(made[self.states :])
 
 
@@ -247,9 +259,11 @@ def _evaluate(
     given: Iterable[tuple[Sequence[int], Sequence[Tile]]],
     wanted: Sequence[int],
     like: Tile,
+    functions: Mapping[str, Callable[..., Tile]] | None,
 ) -> list[Tile]:
     """Return the tiles of the nodes `wanted`, from those that are given; constants in full."""
     found: dict[int, Any] = {}
+    known = {**CHEAP, **COSTLY, **(functions or {})}
     for numbers, tiles in given:
         found |= {k: t for k, t in zip(numbers, tiles, strict=True) if t is not None}
 
@@ -267,7 +281,7 @@ def _evaluate(
             (x,), (scale, offset) = arguments, node.value
             x = x if scale == 1 else -x if scale == -1 else x * scale
             return x + offset if offset else x
-        return (CHEAP | COSTLY)[node.operation](*arguments)
+        return known[node.operation](*arguments)
 
     tiles = [value(k) for k in wanted]
     # An operation of JAX, so that a tile stays in the layout in which a kernel holds it.

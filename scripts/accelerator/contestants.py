@@ -12,7 +12,7 @@ import jax_bptt as jb
 from accelerator.correct import kernel_of
 from accelerator.rows import Row
 
-FUSED, KERNEL = "fused", "fused, drives given"
+FUSED, KERNEL, ROUGH = "fused", "fused, drives given", "fused, drives given, approximate"
 SCAN, GRAPH, PLAIN = "scan", "scan, one graph", "plain scan"
 CUDNN = "cuDNN by JAX"
 
@@ -51,7 +51,8 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
     """Return, by name, what compiles each way to run a row, or why there is none.
 
     `KERNEL` leaves out the input's product and its gradient, as published figures of fused kernels
-    do; `PLAIN` is `jax.grad` of a scan over whole steps.
+    do; `ROUGH` has besides the hardware's own functions, of half the digits of float32; `PLAIN` is
+    `jax.grad` of a scan over whole steps.
     """
     cell, backend = cell_of(row), jax.default_backend()
     bare = given_drives(cell)
@@ -69,10 +70,14 @@ def library(row: Row) -> dict[str, Callable[[], Call] | str]:
 
     told = explained(row)
     has_kernel, reason = kernel_of(told) is not None, told.partition("\n")[2]
+    rough = by(jb.fused(approximate=True), cell=bare, xs=drives)
+    if row.dtype == "float32" or backend == "tpu":
+        rough = "for operands of 16 bits, on a GPU"
     graph = by(jb.bptt(), jb.gpu_compiler_options()) if backend != "tpu" else "no CUDA graphs"
     return {
         FUSED: by(jb.fused()) if has_kernel else reason,
         KERNEL: by(jb.fused(), cell=bare, xs=drives) if has_kernel else reason,
+        ROUGH: rough if has_kernel else reason,
         SCAN: by(jb.bptt()),
         GRAPH: graph,
         PLAIN: by(jb.autodiff()),

@@ -4,6 +4,9 @@ A dense matrix of 768 to 1024 units needs more multiprocessors than a cluster ha
 whole grid would have all of its 48 to 64 blocks meet at every step, at a counter in global memory.
 That is worth writing only where they meet within `WORTH`: cuDNN takes some 1.8 us for such a step,
 of which a microsecond would be left for the exchange and the products (estimates, of an H100).
+
+The kernel over a cluster does more than meet, and in less than that: each block sends a tile to the
+shared memory of every other one and waits for theirs, once a step.
 """
 
 import functools
@@ -16,8 +19,10 @@ from benchmarks import measure
 from jax import lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.mosaic import plgpu
+from jax_bptt.kernels import gpu_mail, mosaic
+from jax_bptt.kernels.gpu_parts import Place, Plan
+from jax_bptt.kernels.mosaic import ROWS as ROW_COUNT
+from jax_bptt.kernels.mosaic import UNITS, plgpu
 
 STEPS, SMOKE_STEPS = 4096, 3
 LANES = 128
@@ -29,7 +34,7 @@ class Meeting(NamedTuple):
     """Who meets.
 
     Attributes:
-      kind: "cluster" or "grid".
+      kind: "cluster" or "grid", or "exchange", of tiles in a cluster.
       blocks: how many.
     """
 
@@ -40,10 +45,16 @@ class Meeting(NamedTuple):
         """Return the meeting in a few words."""
         return f"{self.kind} of {self.blocks} blocks"
 
+    @property
+    def clustered(self) -> bool:
+        """Whether the blocks are a cluster."""
+        return self.kind != "grid"
+
 
 DECIDING = Meeting("grid", 64)
 ROWS = (
     DECIDING,
+    Meeting("exchange", 8),
     Meeting("cluster", 8),
     Meeting("grid", 48),
     Meeting("grid", 96),
@@ -54,43 +65,70 @@ ROWS = (
 )
 """In order of value."""
 
-SMOKE = (Meeting("cluster", 2),)
+SMOKE = Meeting("cluster", 2), Meeting("exchange", 2)
 """JAX's interpreter runs the blocks of a cluster at one time, and those of a grid do not meet."""
 
 
 def kernel(meeting: Meeting, steps: int, interpret: Any = None) -> Callable[..., Any]:
     """Return the kernel in which blocks meet so many times, and copy 128 numbers each."""
     pallas = cast(Any, plgpu)
+    plan = Plan(jnp.dtype(jnp.bfloat16), steps, ROW_COUNT, meeting.blocks, UNITS, 1, clustered=True)
+    post = gpu_mail.Post((), ())
+    if meeting.kind == "exchange":
+        shape = (2, meeting.blocks, ROW_COUNT, UNITS)
+        post = gpu_mail.post(
+            plan, shape, plan.dtype, barriers=2, senders=1, tiles=1, interpret=interpret
+        )
+    scratch = {
+        "grid": (),
+        "cluster": (pallas.ClusterBarrier(collective_axes=("part",)),),
+        "exchange": post.scratch,
+    }[meeting.kind]
 
-    def met(t, barrier):
+    def meet(part, refs):
+        """Return what blocks do to meet for the t-th time."""
+        if meeting.kind == "exchange":
+            box = post.open(
+                Place(plan, 0, part, 0), refs[: len(post.passing)], refs[-len(scratch) :]
+            )
+            tile = mosaic.row_numbers(plan.layouts.tile).astype(plan.dtype)
+
+            def exchange(t):
+                for k in range(meeting.blocks):
+                    box.send(box.peer(k), (t % 2, part), t % 2, tile)
+                box.sent(t % 2)
+                box.received(t % 2)
+
+            return exchange
         if meeting.kind == "cluster":
-            mosaic.sync(barrier)
-            return
-        # Else the default is a fence for the whole system.
-        pallas.semaphore_signal(barrier, 1, memory_scope="gpu")
-        there = meeting.blocks * (t + 1)
-        pallas.semaphore_wait(barrier, there, decrement=False, memory_scope="gpu")
+            return lambda t: mosaic.sync(*refs)
+        counter = pl.get_global(pallas.SemaphoreType.REGULAR)
 
-    def body(x_ref, out_ref, *barriers):
-        (barrier,) = barriers or (pl.get_global(pallas.SemaphoreType.REGULAR),)
-        lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: met(t, barrier), None)
+        def count(t):
+            # Else the default is a fence for the whole system.
+            pallas.semaphore_signal(counter, 1, memory_scope="gpu")
+            there = meeting.blocks * (t + 1)
+            pallas.semaphore_wait(counter, there, decrement=False, memory_scope="gpu")
+
+        return count
+
+    def body(x_ref, out_ref, *refs):
+        part = lax.axis_index("part")
+        met = meet(part, refs)
+        lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: met(t), None)
         layout = pallas.Layout.WG_STRIDED((LANES,), vec_size=1)
-        mosaic.store(out_ref.at[lax.axis_index("part")], mosaic.load(x_ref, layout))
+        mosaic.store(out_ref.at[part], mosaic.load(x_ref, layout))
 
-    spread: dict[str, Any] = {"grid": (meeting.blocks,), "grid_names": ("part",)}
-    if meeting.kind == "cluster":
-        spread = {
-            "cluster": (meeting.blocks,),
-            "cluster_names": ("part",),
-            "scratch_types": [pallas.ClusterBarrier(collective_axes=("part",))],
-        }
-    return pallas.kernel(
+    spread = "cluster" if meeting.clustered else "grid"
+    run = pallas.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((meeting.blocks, LANES), jnp.float32),
+        out_type=(jax.ShapeDtypeStruct((meeting.blocks, LANES), jnp.float32), *post.passing),
+        scratch_types=list(scratch),
         compiler_params=mosaic.compiler_params(False),
         interpret=interpret,
-        **spread,
+        **{spread: (meeting.blocks,), f"{spread}_names": ("part",)},
     )
+    return lambda numbers: run(numbers)[0]
 
 
 def obstacle(meeting: Meeting) -> str | None:

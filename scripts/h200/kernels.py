@@ -10,15 +10,17 @@ from h200.target import Target, dumps
 
 
 class Budget(NamedTuple):
-    """The most that a kernel may need; attributes as in `Measured`."""
+    """The most that a kernel may need; attributes as in `Measured`, None for any number."""
 
     registers: int
     shared_bytes: int
     spilled_bytes: int = 0
+    instructions: int | None = None
     barriers: int = 0
     cluster: int = 0
     fences: int = 0
-    stores: int = 0
+    sent: int = 0
+    releases: int = 0
     ring: int = 0
     hmma: int = 0
     mufu: int = 0
@@ -36,8 +38,9 @@ class Measured(NamedTuple):
       barriers: at which the warpgroups of a block meet,
       cluster: barriers at which those of a cluster meet,
       fences: between accesses of threads to shared memory and asynchronous copies,
-      stores: waits for asynchronous copies to global memory,
-      ring: waits for what is copied from global memory,
+      sent: stores into the shared memory of blocks of a cluster,
+      releases: fences that the whole GPU sees,
+      ring: waits for what is copied from global memory, or sent,
       hmma: products on the tensor cores,
       mufu: transcendental functions, square roots and reciprocals,
       calls: of subroutines.
@@ -50,7 +53,8 @@ class Measured(NamedTuple):
     barriers: int
     cluster: int
     fences: int
-    stores: int
+    sent: int
+    releases: int
     ring: int
     hmma: int
     mufu: int
@@ -88,7 +92,7 @@ def measured(assembler: str, resources: str, code: str) -> Measured:
 def exceeded(found: Measured, budget: Budget) -> list[str]:
     """Return what a kernel has more of than its budget allows."""
     pairs = [(name, getattr(found, name), most) for name, most in budget._asdict().items()]
-    return [f"{name} {value} > {most}" for name, value, most in pairs if value > most]
+    return [f"{name} {n} > {most}" for name, n, most in pairs if most is not None and n > most]
 
 
 def compiled(target: Target, fun: Callable, *args: Any) -> Measured:

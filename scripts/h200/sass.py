@@ -10,10 +10,12 @@ Threads wait for one another in three ways, which are counted apart:
     SYNCS.ARRIVE...A1T0     arrival at a barrier in shared memory, where the warpgroups of a block
                             meet; with `.RED` at those of several blocks, where a cluster does
     BAR.SYNC 0x0            a barrier of the hardware, for all threads of a block
-    BAR.SYNC k, 0x80        number k of these, for the 128 threads of one warpgroup. Such a one ends
-                            what a warpgroup does before or after asynchronous copies: a fence
-                            between what its threads and what copies do in shared memory (MEMBAR,
-                            FENCE.VIEW.ASYNC), or the wait for copies to global memory (DEPBAR)
+    BAR.SYNC k, 0x80        number k of these, for the 128 threads of one warpgroup: it ends a fence
+                            between what its threads and what asynchronous copies do in shared
+                            memory (MEMBAR, FENCE.VIEW.ASYNC)
+
+What blocks of a cluster send one another (STAS) is announced to the receiver's barrier before it is
+sent, behind a fence that the whole GPU sees (MEMBAR.ALL.GPU).
 """
 
 import re
@@ -40,7 +42,7 @@ class Instruction(NamedTuple):
 LINE = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<guard>@!?\w+\s+)?(?P<rest>[A-Z].*)")
 LABEL = re.compile(r"^\s*\.(L_x_\w+):")
 BRANCH = re.compile(r"`\(\.(L_x_\w+)\)")
-FENCE, DRAIN = "FENCE.VIEW.ASYNC", "DEPBAR"
+FENCE, RELEASE = "FENCE.VIEW.ASYNC", "MEMBAR.ALL.GPU"
 WARPGROUP = 128
 """Threads."""
 
@@ -135,8 +137,9 @@ class Pass(NamedTuple):
       cluster: barriers at which those of a cluster meet.
       fences: between accesses of threads to shared memory and asynchronous copies, each with the
         barrier of its warpgroup.
-      stores: waits for asynchronous copies to global memory, likewise.
-      ring: waits for what is copied from global memory.
+      sent: stores into the shared memory of blocks of a cluster.
+      releases: fences that the whole GPU sees, one before each announcement of what is sent.
+      ring: waits for what is copied from global memory, or sent.
       hmma: products on the tensor cores.
       mufu: transcendental functions, square roots and reciprocals.
       calls: of subroutines, whose instructions are not counted.
@@ -146,7 +149,8 @@ class Pass(NamedTuple):
     barriers: int
     cluster: int
     fences: int
-    stores: int
+    sent: int
+    releases: int
     ring: int
     hmma: int
     mufu: int
@@ -168,7 +172,8 @@ def summary(body: list[Instruction]) -> Pass:
         barriers=len(arrivals) - cluster + _met(body),
         cluster=cluster,
         fences=sum(i.name.startswith(FENCE) for i in body),
-        stores=kinds[DRAIN],
+        sent=kinds["STAS"],
+        releases=sum(i.name == RELEASE for i in body),
         ring=waits - len(arrivals),
         hmma=kinds["HMMA"] + kinds["HGMMA"],
         mufu=kinds["MUFU"],
@@ -177,10 +182,10 @@ def summary(body: list[Instruction]) -> Pass:
 
 
 def _met(body: list[Instruction]) -> int:
-    """Count the barriers of the hardware that do not end a fence or a wait of one warpgroup."""
+    """Count the barriers of the hardware that do not end a fence of one warpgroup."""
     count, begun = 0, False
     for name, operands, _, _ in body:
-        if name.startswith((FENCE, DRAIN)):
+        if name.startswith(FENCE):
             begun = True
         elif name.startswith("BAR."):
             count += not (begun and operands.endswith(f", {WARPGROUP:#x}"))

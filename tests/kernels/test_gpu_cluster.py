@@ -8,6 +8,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
+from jax_bptt.kernels.gpu_mail import Box
 from tests.kernels.lowering import lowered
 from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, make_case
 
@@ -62,23 +63,58 @@ def splits(case):
     return [made(plan, 4) for made in (gpu_cluster._gathering, gpu_cluster._reducing)]
 
 
+def kernel(direction, units=64, steps=3):
+    """Return a kernel of a simple network with its arguments, all but `interpret`."""
+    case = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False, units=units, steps=steps)
+    if direction == "forward":
+        run = functools.partial(gpu_cluster.forward, save=False)
+        return functools.partial(run, case.form, case.state, case.drives, None)
+    zeros = jnp.zeros((*case.drives.shape[:2], units), jnp.float32)
+    given = case.form, case.state, (zeros,), (), None, case.d_last, (None,)
+    return functools.partial(gpu_cluster.backward, *given)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_missing_cluster_barrier_is_caught(direction, monkeypatch, caplog):
-    case = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False)
-    zeros = jnp.zeros((*case.drives.shape[:2], 64), jnp.float32)
-    given = {
-        "forward": (case.form, case.state, case.drives, None),
-        "backward": (case.form, case.state, (zeros,), (), None, case.d_last, (None,)),
-    }
-    save = {"save": False} if direction == "forward" else {}
-    run = functools.partial(getattr(gpu_cluster, direction), *given[direction], **save)
-    sync = mosaic.sync
+def test_reading_before_all_has_come_is_caught(direction, monkeypatch, caplog):
+    def received(box, barrier):
+        return box.memory.at[box.place.block, box.place.part]
 
-    def without_cluster(barrier):
-        if "cluster" not in str(jax.typeof(barrier)):
-            sync(barrier)
+    spoil = functools.partial(monkeypatch.setattr, Box, "received", received)
+    # In one step no barrier is passed twice, which the interpreter would notice by itself.
+    check_caught(kernel(direction, steps=1), caplog, spoil)
 
-    check_caught(run, monkeypatch, caplog, without_cluster)
+
+def test_sending_before_all_have_read_is_caught(monkeypatch, caplog):
+    wait, arrive = mosaic.plgpu.barrier_wait, mosaic.plgpu.barrier_arrive
+    late = []
+
+    def wait_late(barrier):
+        # Of the two barriers of the cluster, the box's is one of an array.
+        whole = barrier is getattr(barrier, "ref", barrier)
+        late.append(barrier) if whole and "cluster" in str(jax.typeof(barrier)) else wait(barrier)
+
+    def arrive_at_last(barrier):
+        while late:
+            wait(late.pop())
+        arrive(barrier)
+
+    def spoil():
+        monkeypatch.setattr(mosaic.plgpu, "barrier_wait", wait_late)
+        monkeypatch.setattr(mosaic.plgpu, "barrier_arrive", arrive_at_last)
+
+    check_caught(kernel("backward"), caplog, spoil)
+
+
+def test_hidden_states_in_one_place_are_caught(monkeypatch, caplog):
+    spoil = functools.partial(monkeypatch.setattr, gpu_cluster, "PLACES", 1)
+    check_caught(kernel("forward"), caplog, spoil)
+
+
+def test_derivatives_in_one_place_are_caught(monkeypatch, caplog):
+    """One warpgroup would write its own while the other still reads those of the step before."""
+    monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)
+    spoil = functools.partial(monkeypatch.setattr, gpu_cluster, "PLACES", 1)
+    check_caught(kernel("backward", units=128), caplog, spoil)
 
 
 @pytest.mark.parametrize("constructor", [jb.elman, jb.lstm])
@@ -113,3 +149,11 @@ def test_says_what_does_not_fit():
     assert "not 2 heads" in str(of(64, heads=2))
     assert "not 352" in str(of(352)) and "not 1024" in str(of(1024))
     assert "KiB of shared memory in each of 8 blocks" in str(of(512, jnp.float32))
+
+
+def test_says_what_this_jax_lacks(monkeypatch):
+    form = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False).form
+    for name in mosaic.NEEDED:
+        with monkeypatch.context() as without:
+            without.delattr(mosaic.plgpu, name)
+            assert f"has no {name}; install jax" in str(gpu_cluster.unsupported(form))

@@ -193,8 +193,8 @@ def test_what_is_not_read_makes_the_graph_no_larger():
     assert few == many
 
 
-@pytest.mark.parametrize("exponent", [-2.5, -1.0, -0.5, 0.5, 1.5, 3.0])
-def test_halves_as_exponents_take_no_pow(exponent):
+@pytest.mark.parametrize("exponent", [-2.5, -1.3, -1.0, -0.5, -0.2, 0.3, 0.5, 0.7, 1.5, 3.0, 5.1])
+def test_constant_exponents_take_no_pow(exponent):
     cell = jb.elman(**_WIDE, activation=lambda a: (1.0 + a * a) ** exponent)
     c = case(cell)
     assert isinstance(c.step, TiledStep)
@@ -202,8 +202,20 @@ def test_halves_as_exponents_take_no_pow(exponent):
     assert_close(run(c), wanted(c), 2e-6)
 
 
+@pytest.mark.parametrize("exponent", [-1.3, -0.2, 0.3, 0.7, 2.7])
+def test_powers_at_the_ends_of_single_precision(exponent):
+    c = case(jb.elman(**_WIDE, activation=lambda a: a**exponent))
+    assert isinstance(c.step, TiledStep)
+    x = np.asarray([0, 1e-12, 0.3, 1, 7, 1e12, np.inf, -1, np.nan], np.float32)
+    zero = (jnp.zeros_like(x),)
+    ((found,), _) = c.step.forward(zero, (jnp.asarray(x),), zero)
+    with np.errstate(all="ignore"):
+        wanted = np.power(x.astype(np.float64), np.float64(np.float32(exponent)))
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=3e-6)
+
+
 def test_other_exponents_are_pow():
-    c = case(jb.elman(**_WIDE, activation=lambda a: (1.0 + a * a) ** 0.3))
+    c = case(jb.elman(**_WIDE, activation=lambda a: (1.0 + a * a) ** jnp.tanh(a)))
     assert isinstance(c.step, TiledStep)
     assert "pow" in c.step.operations
     assert_close(run(c), wanted(c), 2e-6)

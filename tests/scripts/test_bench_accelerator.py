@@ -165,9 +165,12 @@ def test_a_wrong_kernel_is_seen(script, monkeypatch):
 
 def test_blocks_that_meet(script, smoke):
     meetings, show = part("meetings"), part("show")
-    (row,) = smoke[2]["groups"]["meetings"]["rows"]
-    assert row["name"] == "cluster of 2 blocks" and row["error"] is None
-    assert ("us" in row) == (row["absent"] is None) == (mosaic.available() is None)
+    rows = smoke[2]["groups"]["meetings"]["rows"]
+    assert [row["name"] for row in rows] == ["cluster of 2 blocks", "exchange of 2 blocks"]
+    for row in rows:
+        assert row["error"] is None
+        assert ("us" in row) == (row["absent"] is None) == (mosaic.available() is None)
+    row = rows[0]
     assert "on an NVIDIA GPU" in meetings.obstacle(meetings.DECIDING)
     assert show.verdict([row]) is None
     deciding = {"name": str(meetings.DECIDING), "us": 0.7}

@@ -150,7 +150,8 @@ def test_a_pass_through_the_loop(script):
         barriers=1,
         cluster=0,
         fences=0,
-        stores=0,
+        sent=0,
+        releases=0,
         ring=1,
         hmma=1,
         mufu=1,
@@ -168,7 +169,8 @@ def test_a_pass_through_the_loop(script):
         ("BAR.SYNC.DEFER_BLOCKING 0x1, 0x80", "barriers"),
         ("SYNCS.ARRIVE.TRANS64.RED.A1T0 RZ, [R0+URZ], RZ", "cluster"),
         ("FENCE.VIEW.ASYNC.S", "fences"),
-        ("DEPBAR.LE SB0, 0x0", "stores"),
+        ("STAS [R122.64], R141", "sent"),
+        ("MEMBAR.ALL.GPU", "releases"),
         ("SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR8], R26", "ring"),
         ("MUFU.TANH R4, R4", "mufu"),
         ("HMMA.16816.F32 R52, R64, R80, R24", "hmma"),
@@ -181,6 +183,9 @@ def test_one_more_is_over_the_budget(script, line, field):
     most = {name: getattr(before, name) for name in kernels.Budget._fields}
     budget = kernels.Budget(**most)
     assert kernels.exceeded(before, budget) == []
+    (why,) = kernels.exceeded(before._replace(instructions=15), budget)
+    assert why == "instructions 15 > 14"
+    budget = budget._replace(instructions=None)
     wait = "  /*0078*/  SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR4+0x28], R26\n" * ("A1T0" in line)
     place = "  -:-:1:Y:02  /*0080*/"
     after = kernels.measured(
@@ -190,16 +195,16 @@ def test_one_more_is_over_the_budget(script, line, field):
     assert why == f"{field} {most[field] + 1} > {most[field]}"
 
 
-@pytest.mark.parametrize("begun, field", [("FENCE.VIEW.ASYNC.S", "fences"), ("DEPBAR", "stores")])
 @pytest.mark.parametrize(
     "barriers, met", [(["R91, 0x80"], 0), (["0x0"], 1), (["0x1, 0x100"], 1), (["0x1, 0x80"] * 2, 1)]
 )
-def test_the_barrier_of_a_fence_or_of_a_wait(script, begun, field, barriers, met):
+def test_the_barrier_of_a_fence(script, barriers, met):
     sass = part("sass")
-    names = [begun, "IADD3 R1, R2, R3", *(f"BAR.SYNC.DEFER_BLOCKING {b}" for b in barriers)]
+    begun = "MEMBAR.ALL.CTA", "FENCE.VIEW.ASYNC.S"
+    names = [*begun, "IADD3 R1, R2, R3", *(f"BAR.SYNC.DEFER_BLOCKING {b}" for b in barriers)]
     text = "\n".join(f"  /*{16 * k:04x}*/  {name} ;" for k, name in enumerate(names))
     found = sass.summary(sass.parse(text))
-    assert (getattr(found, field), found.barriers) == (1, met)
+    assert (found.fences, found.releases, found.barriers) == (1, 0, met)
 
 
 def test_what_the_assembler_says(script):
@@ -216,7 +221,10 @@ def test_budgets(script):
     forward, reverse = (gated.budget(lstm, d) for d in ("forward", "reverse"))
     assert (forward.hmma, forward.mufu, forward.spilled_bytes) == (16, 40, 0)
     assert (reverse.mufu, reverse.barriers, reverse.fences, reverse.cluster) == (0, 1, 1, 0)
-    assert gated.budget(lstm._replace(dtype="float32"), "forward").hmma == 96
+    wide = gated.budget(lstm._replace(dtype="float32"), "forward")
+    assert wide.hmma == 96 and wide.instructions is None
+    dense = gated.budget(lstm._replace(size=512, dense=True), "reverse")
+    assert (dense.sent, dense.releases, dense.cluster) == (16, 8, 1)
 
 
 @pytest.mark.parametrize("family", ["gated", "diagonal"])
