@@ -37,7 +37,7 @@ def fused(
     device  kernel          takes
     ======  ==============  ========================================================================
     GPU     `gpu_heads`     heads of 32, 64, 96 or 128 units, up to 4 gates, a matrix that fits into
-                            registers: up to 128 units in bfloat16, 64 in float32; JAX 0.11.1 or later
+                            registers: up to 128 units in bfloat16, 64 in float32
     GPU     `gpu_cluster`   a dense matrix of 64 to 512 units, a multiple of 32, up to 4 gates, that
                             fits into registers and shared memory of up to 8 multiprocessors, a
                             cluster, whose blocks send one another what each of them needs
@@ -47,6 +47,8 @@ def fused(
                             128 MiB, an LSTM of up to 3584 units in bfloat16, 2560 in float32
     TPU     `tpu_diagonal`  any `DiagonalStep`
     ======  ==============  ========================================================================
+
+    Those of a GPU take JAX 0.11.1 or later.
 
     Elsewhere `bptt()` runs, with the same result. Derivatives in forward mode and of higher order
     are those of the plain scan.

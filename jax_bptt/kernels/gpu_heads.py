@@ -41,7 +41,7 @@ def unsupported(form: Form) -> str | None:
     if gates > 4:
         return f"the GPU kernel takes up to 4 gates, not {gates}"
     # What is left over here suffices for the rest, as compiled for an H200: nothing is spilled but,
-    # with flags, 40 bytes by an LSTM of 128 units, and 76 by one with peepholes.
+    # with flags, up to 32 bytes by an LSTM of 128 units, and 72 by one with peepholes.
     if _held(form) > _registers(form) - REST:
         return (
             f"{gates} matrices [{size}, {size}] of {dtype} do not fit into the registers of a GPU"

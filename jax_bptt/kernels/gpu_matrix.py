@@ -18,9 +18,9 @@ from jax_bptt.kernels.mosaic import UNITS, plgpu
 REST = 95
 """Registers of a thread for all that is neither matrix nor a sum.
 
-As compiled for an H200, LSTM and GRU of 256, 384 and 512 units in bfloat16 spill nothing, but with
-flags the LSTM of 512 units 40 bytes forward, and 48 with peepholes; in float32 and of 256 units the
-LSTM spills 24 bytes forward, with flags 56 and 8 in reverse, the GRU with flags 24 there.
+As compiled for an H200, LSTM and GRU of 256, 384 and 512 units in bfloat16 and of 256 in float32
+spill nothing, but with flags the LSTM, of 512 units and with peepholes or without, up to 24 bytes,
+and in float32 up to 40.
 """
 
 

@@ -15,9 +15,9 @@ and backwards, with d = dL/ds_t and e the derivatives of the feedbacks,
 How a product comes by what other threads hold is all that kernels differ in: their `Scheme`. What
 a step reads from global memory was asked for `depth` steps before; what it makes is stored behind
 the exchange, beside the products of the next step where there are registers for both. As in
-FlashRNN (K. Poppel, M. Beck and S. Hochreiter
-(2024), "FlashRNN: optimizing traditional RNNs on modern hardware"), the gradient of the weights is
-no part of the loop: it is a product of what the two kernels return.
+FlashRNN (K. Poppel, M. Beck and S. Hochreiter (2024), "FlashRNN: optimizing traditional RNNs on
+modern hardware"), the gradient of the weights is no part of the loop: it is a product of what the
+two kernels return.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental import pallas as pl
 
 from jax_bptt.kernels import gpu_functions, mosaic
 from jax_bptt.kernels import gpu_parts as parts
@@ -98,14 +99,17 @@ def forward(
       interpret: parameters of the interpreter, or None to run on a GPU.
 
     Returns:
-      (states, saved): the leaves of s_1..s_T, float32 [T, B, H] each; the saved tiles in the dtype
-      of the operands, none without `save`.
+      (states, saved): the leaves of s_1..s_T, float32 [T, B, H] each; the saved tiles of all steps
+      in one array [T S, B, H] in the dtype of the operands, which the reverse kernel fetches by one
+      copy a step, or none if there are none to save.
     """
     plan, batch = scheme.plan, drives.shape[1]
     step, gates = form.step, drives.shape[2]
     functions = gpu_functions.functions(approximate)
-    dtypes = [jnp.float32] * len(state) + [plan.dtype] * (step.saved if save else 0)
-    outputs = len(dtypes)
+    made = [parts.over_time(jnp.float32, plan)] * len(state)
+    if save and step.saved:
+        made.append(parts.over_time(plan.dtype, plan, step.saved))
+    outputs = len(made)
 
     def body(inputs, *refs):
         own_refs, bias_ref, unit_refs, state_refs, drives_ref, flags_ref = inputs
@@ -142,7 +146,10 @@ def forward(
 
             def met():
                 parts.refill(ring, t, sources, place)
-                parts.store_tiles(out_refs, t, [*news, *saved][: len(out_refs)], place)
+                parts.store_tiles(out_refs[: len(news)], t, news, place)
+                for ref in out_refs[len(news) :]:
+                    for k, tile in enumerate(saved):
+                        parts.store_tiles([ref], t * len(saved) + k, [tile], place)
 
             feedback = gather(t + 1, entering, met)
             return [place.tile(s) for s in entering], feedback
@@ -168,14 +175,14 @@ def forward(
     found = parts.launch(
         body,
         plan,
-        [*parts.over_time(dtypes, plan), *scheme.passing],
-        fetched=[drives.dtype] * gates,
+        [*made, *scheme.passing],
+        fetched=[parts.of_step(drives.dtype, plan)] * gates,
         words=words is not None,
         scratch=scheme.scratch,
         approximate=gpu_functions.by_hardware(step, approximate),
         interpret=interpret,
     )(inputs)
-    found = [a[:, :batch] for a in found[: len(dtypes)]]
+    found = [a[:, :batch] for a in found[:outputs]]
     return tuple(found[: len(state)]), tuple(found[len(state) :])
 
 
@@ -219,10 +226,11 @@ def backward(
     news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
     given = tuple(a for a in d_states if a is not None)
     lambdas = len(state) if step.units else 0
-    dtypes = [plan.dtype] * step.emitted + [jnp.float32] * lambdas
+    made = [parts.over_time(plan.dtype, plan)] * step.emitted
+    made += [parts.over_time(jnp.float32, plan)] * lambdas
     row = jax.ShapeDtypeStruct((plan.rows, plan.parts * plan.size), jnp.float32)
     lasting = [row] * (len(state) * (1 if flags is None else 2))
-    outputs = len(dtypes) + len(lasting)
+    outputs = len(made) + len(lasting)
 
     def body(inputs, *refs):
         own_refs, unit_refs, start_refs, last_refs, steps_refs, flags_ref = inputs
@@ -236,7 +244,8 @@ def backward(
             t = plan.steps - 1 - k
             before = jnp.maximum(t - 1, 0)
             units = place.gate(0)
-            found = [r.at[t, place.rows, units] for r in (*saved_refs, *new_refs, *given_refs)]
+            found = [r.at[pl.ds(t * step.saved, step.saved), place.rows, units] for r in saved_refs]
+            found += [r.at[t, place.rows, units] for r in (*new_refs, *given_refs)]
             found += [r.at[before, place.rows, units] for r in old_refs]
             return found + ([] if flags_ref is None else [flags_ref.at[t, place.block]])
 
@@ -251,7 +260,8 @@ def backward(
             t = plan.steps - 1 - k
             refs = ring.wait(k)
             tiles = iter(refs)
-            kept = [place.load(next(tiles)) for _ in saved_refs]
+            saved_tiles = [next(tiles) for _ in saved_refs]
+            kept = [place.load(ref.at[s]) for ref in saved_tiles for s in range(step.saved)]
             after = parts.where_read(step.reads_new, [place.load(next(tiles)) for _ in new_refs])
             d = [
                 x if g is None else x + place.load(next(tiles))
@@ -302,15 +312,18 @@ def backward(
     found = parts.launch(
         body,
         plan,
-        [*parts.over_time(dtypes, plan), *lasting, *scheme.passing],
-        fetched=[a.dtype for a in (*saved, *news, *given, *olds)],
+        [*made, *lasting, *scheme.passing],
+        fetched=[
+            *(parts.of_step(a.dtype, plan, step.saved) for a in saved),
+            *(parts.of_step(a.dtype, plan) for a in (*news, *given, *olds)),
+        ],
         words=words is not None,
         scratch=scheme.scratch,
         approximate=gpu_functions.by_hardware(step, approximate),
         interpret=interpret,
     )(inputs)
     emitted = tuple(a[:, :batch] for a in found[: step.emitted])
-    passing = tuple(a[:, :batch] for a in found[step.emitted : len(dtypes)])
-    last = tuple(a[:batch] for a in found[len(dtypes) : outputs])
+    passing = tuple(a[:, :batch] for a in found[step.emitted : len(made)])
+    last = tuple(a[:batch] for a in found[len(made) : outputs])
     d_start = last[len(state) :] if words is not None else None
     return last[: len(state)], d_start, emitted, passing if lambdas else None

@@ -77,7 +77,7 @@ CLUSTER = {
 }
 """Shared memory of a block over a cluster as compiled, forward and reverse."""
 
-LENGTH = {"lstm": (520, 520), "gru": (360, 430)}
+LENGTH = {"lstm": (490, 420), "gru": (335, 365)}
 """Instructions of a step with heads, in bfloat16 and without flags: a tenth more than were seen. A
 forward step takes a third more with the transcendental functions of NVIDIA's library."""
 
