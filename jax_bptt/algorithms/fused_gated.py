@@ -88,10 +88,8 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         )
 
         def cotangent(numbers, like):
-            zero = jnp.zeros_like(emitted[0])
-            gates = [zero if k is None else emitted[k] for k in numbers]
-            stacked = jnp.stack(gates, axis=2)
-            shaped = stacked.reshape(steps, *batch, *stacked.shape[2:])
+            gates = _chosen(emitted, numbers)
+            shaped = gates.reshape(steps, *batch, *gates.shape[2:])
             return split_gates(shaped, like, 1 + len(batch))
 
         (d_weights,) = pull_mix(cotangent(form.step.d_feedback, feedbacks))
@@ -120,6 +118,16 @@ def _flags(controls: Controls, steps: int, rows: int) -> Array | None:
     if controls.advance is not None:
         flags = flags | jnp.where(controls.advance.reshape(steps, rows), 0, HELD)
     return flags.astype(jnp.int32)
+
+
+def _chosen(emitted: Array, numbers: tuple[int | None, ...]) -> Array:
+    """Return tiles of [T, B, E, H] by their numbers, [T, B, len(numbers), H]; None is zero."""
+    known = [k for k in numbers if k is not None]
+    if known and numbers == tuple(range(known[0], known[0] + len(numbers))):
+        # Such as all of them, where nothing is copied.
+        return emitted[:, :, known[0] : known[0] + len(numbers)]
+    zero = jnp.zeros((*emitted.shape[:2], emitted.shape[3]), emitted.dtype)
+    return jnp.stack([zero if k is None else emitted[:, :, k] for k in numbers], axis=2)
 
 
 def _flat(state: PyTree, *leading: int) -> tuple[Array, ...]:

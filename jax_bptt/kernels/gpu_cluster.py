@@ -167,9 +167,7 @@ def backward(
     *,
     approximate: bool = False,
     interpret: Any = None,
-) -> tuple[
-    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
-]:
+) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
     """Run the reverse pass of all steps; as `gpu_steps.backward`."""
     plan = _plan(form, *states[0].shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)

@@ -135,9 +135,7 @@ def backward(
     *,
     approximate: bool = False,
     interpret: Any = None,
-) -> tuple[
-    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
-]:
+) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
     """Run the reverse pass of all steps; as `gpu_steps.backward`."""
     plan = _plan(form, states[0])
     chunks = jnp.transpose(form.matrix, (0, 2, 1, 3))[:, :, None]

@@ -73,11 +73,18 @@ class Place(NamedTuple):
     @property
     def units(self) -> Any:
         """The warpgroup's units, counted over all parts."""
-        return pl.ds(self.part * self.plan.size + self.thread * UNITS, UNITS)
+        return self.units_of(0)
+
+    def units_of(self, g: int) -> Any:
+        """The warpgroup's units in gate g of [G H]."""
+        return pl.ds(self._first(g) + self.thread * UNITS, UNITS)
 
     def gate(self, g: int) -> Any:
         """The units of the part in gate g of [G H]."""
-        return pl.ds((g * self.plan.parts + self.part) * self.plan.size, self.plan.size)
+        return pl.ds(self._first(g), self.plan.size)
+
+    def _first(self, g: int) -> Any:
+        return (g * self.plan.parts + self.part) * self.plan.size
 
     def load(self, ref: Any) -> Array:
         """Read the warpgroup's tile of `ref`, [ROWS, size] in shared memory."""
@@ -168,6 +175,12 @@ def over_time(dtype: Any, plan: Plan, tiles: int = 1) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def side_by_side(dtype: Any, plan: Plan, tiles: int) -> jax.ShapeDtypeStruct:
+    """Return the shape [T, B, tiles H] of an output."""
+    shape = plan.steps, plan.rows, tiles * plan.parts * plan.size
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
 def of_step(dtype: Any, plan: Plan, tiles: int | None = None) -> jax.ShapeDtypeStruct:
     """Return the shape of what is fetched of an array for a step, [ROWS, size] or several."""
     several = () if tiles is None else (tiles,)
@@ -234,15 +247,14 @@ def refill(ring: mosaic.Ring, step: Any, sources: Callable, place: Place) -> Non
         ring.fetch(later, sources(later), place.thread, place.plan.threads)
 
 
-def store_tiles(refs: Sequence[Any], t: Any, values: Sequence[Array], place: Place) -> None:
-    """Write tiles to global memory, row t of each of `refs` [T, B, H].
+def store(ref: Any, value: Array, place: Place) -> None:
+    """Write a tile to global memory.
 
     Each thread stores its own two numbers of a row. By way of shared memory, a copy for each array,
     a step of an LSTM took a fifth more instructions forward and a tenth more in reverse, and at
     D = 128 it spilled (compiled for an H200).
     """
-    for ref, value in zip(refs, values, strict=True):
-        mosaic.store(ref.at[t, place.rows, place.units], place.tile(value).astype(ref.dtype))
+    mosaic.store(ref, place.tile(value).astype(ref.dtype))
 
 
 def decode(ref: Any, bits: tuple[Array, Array]) -> list[Array]:

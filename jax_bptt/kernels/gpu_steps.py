@@ -146,10 +146,12 @@ def forward(
 
             def met():
                 parts.refill(ring, t, sources, place)
-                parts.store_tiles(out_refs[: len(news)], t, news, place)
+                for ref, tile in zip(out_refs, news, strict=False):
+                    parts.store(ref.at[t, place.rows, place.units], tile, place)
                 for ref in out_refs[len(news) :]:
                     for k, tile in enumerate(saved):
-                        parts.store_tiles([ref], t * len(saved) + k, [tile], place)
+                        row = t * len(saved) + k
+                        parts.store(ref.at[row, place.rows, place.units], tile, place)
 
             feedback = gather(t + 1, entering, met)
             return [place.tile(s) for s in entering], feedback
@@ -198,9 +200,7 @@ def backward(
     *,
     approximate: bool = False,
     interpret: Any = None,
-) -> tuple[
-    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
-]:
+) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
     """Run the reverse pass of all steps.
 
     Args:
@@ -217,8 +217,8 @@ def backward(
 
     Returns:
       (d_first, d_start, emitted, lambdas): what reaches s_0; what reaches the start by resets, or
-      None without flags; the emitted tiles [T, B, H] in the dtype of the operands, zero where the
-      state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
+      None without flags; the emitted tiles [T, B, E, H] in the dtype of the operands, zero where
+      the state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
     """
     plan, batch = scheme.plan, states[0].shape[1]
     step, functions = form.step, gpu_functions.functions(approximate)
@@ -226,7 +226,7 @@ def backward(
     news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
     given = tuple(a for a in d_states if a is not None)
     lambdas = len(state) if step.units else 0
-    made = [parts.over_time(plan.dtype, plan)] * step.emitted
+    made = [parts.side_by_side(plan.dtype, plan, step.emitted)] if step.emitted else []
     made += [parts.over_time(jnp.float32, plan)] * lambdas
     row = jax.ShapeDtypeStruct((plan.rows, plan.parts * plan.size), jnp.float32)
     lasting = [row] * (len(state) * (1 if flags is None else 2))
@@ -237,6 +237,7 @@ def backward(
         saved_refs, old_refs, new_refs, given_refs = steps_refs
         *out_refs, slots, ready, scratch = refs
         out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
+        lambda_refs = out_refs[len(made) - lambdas : len(made)]
         place = parts.place_of(plan)
         ring = mosaic.Ring(tuple(slots), ready, plan.depth)
 
@@ -282,8 +283,10 @@ def backward(
 
             def met():
                 parts.refill(ring, k, sources, place)
-                results = [*emitted, *(through if step.units else ())]
-                parts.store_tiles(out_refs[: len(results)], t, results, place)
+                for e, tile in enumerate(emitted):
+                    parts.store(out_refs[0].at[t, place.rows, place.units_of(e)], tile, place)
+                for ref, tile in zip(lambda_refs, through, strict=bool(step.units)):
+                    parts.store(ref.at[t, place.rows, place.units], tile, place)
 
             d[form.recurrent] = exchange.pull(k, emitted, d[form.recurrent], met)
             if restart is not None:
@@ -322,8 +325,9 @@ def backward(
         approximate=gpu_functions.by_hardware(step, approximate),
         interpret=interpret,
     )(inputs)
-    emitted = tuple(a[:, :batch] for a in found[: step.emitted])
-    passing = tuple(a[:, :batch] for a in found[step.emitted : len(made)])
+    shape = plan.steps, plan.rows, step.emitted, plan.parts * plan.size
+    emitted = found[0].reshape(shape) if step.emitted else jnp.zeros(shape, plan.dtype)
+    passing = tuple(a[:, :batch] for a in found[len(made) - lambdas : len(made)])
     last = tuple(a[:batch] for a in found[len(made) : outputs])
     d_start = last[len(state) :] if words is not None else None
-    return last[: len(state)], d_start, emitted, passing if lambdas else None
+    return last[: len(state)], d_start, emitted[:, :batch], passing if lambdas else None

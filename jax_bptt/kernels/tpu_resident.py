@@ -160,9 +160,7 @@ def backward(
     *,
     approximate: bool = False,
     interpret: Any = None,
-) -> tuple[
-    tuple[Array, ...], tuple[Array, ...] | None, tuple[Array, ...], tuple[Array, ...] | None
-]:
+) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
     """Run the reverse pass of all steps.
 
     Args:
@@ -178,8 +176,8 @@ def backward(
 
     Returns:
       (d_first, d_start, emitted, lambdas): what reaches s_0; what reaches the start by resets, or
-      None without flags; the emitted tiles [T, B, H] in the dtype of the operands, zero where the
-      state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
+      None without flags; the emitted tiles [T, B, E, H] in the dtype of the operands, zero where
+      the state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
     """
     step, count = form.step, len(state)
     olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
@@ -315,9 +313,10 @@ def backward(
         interpret,
     )
     lambdas = tuple(emitted[step.emitted :]) if step.units else None
+    nothing = jnp.zeros((plan.steps, plan.batch, 0, plan.units), form.matrix.dtype)
     return (
         tuple(d_first),
         None if flags is None else tuple(d_start),
-        tuple(emitted[: step.emitted]),
+        jnp.stack(emitted[: step.emitted], axis=2) if step.emitted else nothing,
         lambdas,
     )

@@ -130,7 +130,7 @@ def check(case, tolerance, kernel: Any = gpu_heads):
         assert distance(a, b) <= tolerance
     for g, e in enumerate(case.form.step.d_drive):
         assert e is not None
-        assert distance(made[2][e], d_drives[:, :, g]) <= tolerance
+        assert distance(made[2][:, :, e], d_drives[:, :, g]) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

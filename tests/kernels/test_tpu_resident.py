@@ -103,7 +103,7 @@ def check(case, tolerance, interpret: Any = True):
         found, wanted = [*found, *d_start], [*wanted, *begun]
     for g, e in enumerate(case.form.step.d_drive):
         assert e is not None
-        found.append(emitted[e])
+        found.append(emitted[:, :, e])
         wanted.append(d_drives[:, :, g])
     assert (lambdas is None) == (case.form.step.units == 0)
     for a, b in zip(found, wanted, strict=True):
