@@ -219,14 +219,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check_files(args):
-    for path in (args.json, args.markdown, getattr(args, "plot", None)):
+    for path in (args.json, getattr(args, "plot", None)):
         if path is not None and not path.parent.is_dir():
             raise BadArgument(f"no folder {path.parent} to write {path.name} in")
-    if args.markdown is not None and args.markdown.name == "README.md":
-        begin, end = report.markers(args.mode)
-        text = args.markdown.read_text(encoding="utf-8") if args.markdown.exists() else ""
-        if begin not in text or end not in text.partition(begin)[2]:
-            raise BadArgument(f"{args.markdown} has no lines {begin} and {end} for the table")
+    if args.markdown is not None and (reason := report.unwritable(args.markdown, args.mode)):
+        raise BadArgument(reason)
     if getattr(args, "plot", None) is not None:
         try:
             import matplotlib  # noqa: F401

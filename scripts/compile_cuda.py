@@ -33,6 +33,8 @@ CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elm
 ALGORITHMS = {"bptt": jb.bptt(recompute=True, split_batch=False), "autodiff": jb.autodiff()}
 DTYPES = ("float32", "bfloat16")
 PARTS = ("graphs", "kernels")
+MODE = "cuda"
+"""Name of the README's table."""
 FAMILIES = (gated, diagonal)
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
 
@@ -107,6 +109,32 @@ def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
     return report.Table("Fused kernels, found / allowed", header, lines)
 
 
+def readme_table(rows: list[dict[str, Any]]) -> report.Table:
+    """Return the README's table: kernels of gated cells without flags, a line for a pair."""
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if not row.get("flags", True) and row["size"] != 384:
+            pairs.setdefault(row["name"], []).append(row["measured"])
+
+    def both(pair, name, unit=1):
+        return ", ".join(str(measured[name] // unit) for measured in pair)
+
+    lines = [
+        [
+            name,
+            both(pair, "registers"),
+            both(pair, "spilled_bytes"),
+            both(pair, "shared_bytes", 1024),
+            both(pair, "instructions"),
+            both(pair, "barriers"),
+            both(pair, "cluster"),
+        ]
+        for name, pair in pairs.items()
+    ]
+    header = ["kernel", "registers", "spilled bytes", "shared KiB", "instructions of a step"]
+    return report.Table("", [*header, "barriers of a block", "of a cluster"], lines)
+
+
 CHECKS = {"graphs": (check_graphs, graph_table), "kernels": (check_kernels, kernel_table)}
 
 
@@ -131,12 +159,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="both")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="kernels, between the markers of a README.md"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = make_parser().parse_args(argv)
+    if args.markdown is not None:
+        reason = report.unwritable(args.markdown, MODE)
+        if reason or "kernels" not in args.parts:
+            print(f"compile_cuda: {reason or '--markdown takes the kernels'}", file=sys.stderr)
+            return 2
     if reason := obstacle():
         print(f"compile_cuda: {reason}", file=sys.stderr)
         return 2
@@ -154,8 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.parts:
         print(report.text(CHECKS[part][1](document[part])) + "\n")
         broken += [f"{part}: {name(row)}: {why}" for row in document[part] for why in row["broken"]]
-    print("compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+    by = "compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items())
+    print(by)
     print("\n".join(broken) or "all promises are kept")
+    if args.markdown is not None:
+        caption = f"{by}  \n`python scripts/compile_cuda.py --markdown README.md`"
+        report.write_markdown(args.markdown, MODE, [readme_table(document["kernels"])], caption)
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 1 if broken else 0

@@ -13,14 +13,17 @@ import argparse
 import importlib.util
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from benchmarks import report
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -32,7 +35,12 @@ TOPOLOGY = "v5e:2x2"
 PAIRS = 4 * 128 * 128
 HERTZ = 1.5e9
 BYTES_PER_SECOND = 819e9
-STEPS = 128
+STEPS = 1024
+"""T. Results of a short sequence are left in VMEM, which takes a kernel other instructions."""
+
+MODE = "tpu"
+"""Name of the README's table."""
+
 CELLS = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 
 
@@ -174,12 +182,28 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     ]
 
 
-def table(target: Target, options: argparse.Namespace) -> float:
-    """Print a line for each kernel and size; return the largest ratio of bundles to the floor."""
-    ratios = []
-    print(
-        f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, jax {jax.__version__}"
-    )
+class Count(NamedTuple):
+    """A line of the table: a kernel at one size."""
+
+    units: int
+    line: Line
+
+    @property
+    def ratio(self) -> float:
+        """Bundles of a step, over the floor."""
+        return self.line.bundles / self.line.floor
+
+
+def title(options: argparse.Namespace) -> str:
+    """Return what all kernels have in common, and what compiles them."""
+    versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
+    return f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, {versions}"
+
+
+def table(target: Target, options: argparse.Namespace) -> list[Count]:
+    """Print a line for each kernel and size, and return them."""
+    counts = []
+    print(title(options))
     print("   H  kernel   bundles  a block  floor  ratio  us/step  HBM us")
     for units in options.units:
         cell = CELLS[options.cell](
@@ -189,14 +213,25 @@ def table(target: Target, options: argparse.Namespace) -> float:
             cell = jb.multi_head(cell, heads=options.heads)
         for line in measure(target, cell, options.batch):
             seconds = max(line.bundles, line.floor) / HERTZ
-            ratios.append(line.bundles / line.floor)
+            counts.append(Count(units, line))
             print(
                 f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{ratios[-1]:5.2f}  {1e6 * seconds:7.2f}  "
+                f"{counts[-1].ratio:5.2f}  {1e6 * seconds:7.2f}  "
                 f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )
-    return max(ratios)
+    return counts
+
+
+def readme_table(counts: list[Count]) -> report.Table:
+    """Return the README's table."""
+    header = ["H", "kernel", "bundles of a step", "floor of the matrix units", "ratio"]
+    cells = [
+        [str(units), line.name, str(line.bundles), f"{line.floor:.0f}", f"{count.ratio:.2f}"]
+        for count in counts
+        for units, line in [count]
+    ]
+    return report.Table("", header, cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,7 +244,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--budget", type=float, help="fail where a ratio is larger")
     parser.add_argument("--keep", type=Path, help="folder for the compiler's listings")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="between the markers of a README.md"
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
+    if options.markdown is not None and (reason := report.unwritable(options.markdown, MODE)):
+        print(f"compile_tpu: {reason}", file=sys.stderr)
+        return 1
     if reason := missing():
         print(reason, file=sys.stderr)
         return 1
@@ -217,7 +259,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         dump = options.keep or Path(folder)
         dump.mkdir(parents=True, exist_ok=True)
-        largest = table(target(dump), options)
+        counts = table(target(dump), options)
+    if options.markdown is not None:
+        command = shlex.join(["python", "scripts/compile_tpu.py", *arguments])
+        caption = f"{title(options)}  \n`{command}`"
+        report.write_markdown(options.markdown, MODE, [readme_table(counts)], caption)
+    largest = max(count.ratio for count in counts)
     if options.budget is not None and largest > options.budget:
         print(f"compile_tpu: {largest:.2f} x the floor is over the budget", file=sys.stderr)
         return 1

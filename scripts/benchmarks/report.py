@@ -51,6 +51,17 @@ def write_markdown(path: Path, mode: str, tables: list[Table], caption: str) -> 
     path.write_text(body, encoding="utf-8")
 
 
+def unwritable(path: Path, mode: str) -> str | None:
+    """Return why the tables of a mode cannot be written to a file, None if they can."""
+    if not path.parent.is_dir():
+        return f"no folder {path.parent} to write {path.name} in"
+    begin, end = markers(mode)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if path.name == "README.md" and (begin not in old or end not in old.partition(begin)[2]):
+        return f"{path} has no lines {begin} and {end} for the table"
+    return None
+
+
 def markers(mode: str) -> tuple[str, str]:
     """Return the comments between which a README keeps the table of a mode."""
     return f"<!-- bench {mode} -->", f"<!-- end of bench {mode} -->"

@@ -274,6 +274,20 @@ def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsy
     assert "kernels: gru D=64 bfloat16 reverse: spilled_bytes 100 > 0" in printed
 
 
+def test_the_table_of_the_readme(script, compiled, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    command = ["--parts", "kernels", "--markdown", str(readme)]
+    assert script.main(command) == 2
+    assert "has no lines <!-- bench cuda -->" in capsys.readouterr().err
+    readme.write_text("before\n<!-- bench cuda -->\n<!-- end of bench cuda -->\nafter\n")
+    assert script.main(command) == 0
+    written = readme.read_text()
+    assert written.startswith("before\n") and written.endswith("after\n")
+    assert "| lstm D=64 bfloat16 | 32 | 0 | 16 | 14 | 0 | 0 |" in written
+    assert "flags" not in written and "diagonal" not in written
+    assert script.main(["--parts", "graphs", "--markdown", str(readme)]) == 2
+
+
 def test_what_to_install_is_said(script, monkeypatch, capsys):
     monkeypatch.setattr(part("target"), "NEEDED", {"no_such_plugin": "the plugin"})
     assert script.main([]) == 2

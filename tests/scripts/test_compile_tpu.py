@@ -38,6 +38,15 @@ def test_a_listing_of_other_loops_is_none_of_a_kernel(script):
     assert script.bundles(LISTING.replace("0x5   : >>", "0x5   : >>>")) is None
 
 
+def test_the_table_of_the_readme(script, tmp_path, capsys):
+    line = script.Line("reverse", around=300, bundles=150, floor=100.0, moved=1)
+    assert script.readme_table([script.Count(512, line)]).cells == [
+        ["512", "reverse", "150", "100", "1.50"]
+    ]
+    assert script.main(["--markdown", str(tmp_path / "README.md")]) == 1
+    assert "has no lines <!-- bench tpu -->" in capsys.readouterr().err
+
+
 def test_says_what_it_needs(script, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert script.main([]) == 1
