@@ -48,8 +48,6 @@ CASES = (
     Case("lstm", 256, 64, "float32", flags=True),
     Case("gru", 256, 64, "bfloat16", flags=True),
     Case("lstm", 256, 128, "bfloat16", flags=True),
-    Case("lstm", 256, 256, "bfloat16"),
-    Case("lstm", 512, 512, "bfloat16"),
     Case("gru", 256, 64, "float32"),
     Case("lstm", 96, 32, "bfloat16"),
     Case("elman", 256, 64, "float32"),
@@ -58,12 +56,16 @@ CASES = (
     Case("lstm_peephole", 256, 64, "float32"),
     Case("lstm", 192, 96, "bfloat16"),
     Case("min_gru", 256, 256, "float32", flags=True),
-    Case("gru", 512, 512, "bfloat16"),
-    Case("elman", 512, 512, "bfloat16"),
     Case("min_lstm", 256, 256, "float32"),
     Case("lru", 256, 256, "float32"),
+    Case("lstm", 256, 256, "bfloat16"),
+    Case("lstm", 512, 512, "bfloat16"),
+    Case("gru", 512, 512, "bfloat16", flags=True),
+    Case("elman", 512, 512, "bfloat16"),
+    Case("gru", 256, 256, "float32"),
 )
-"""In order of value. Those that no kernel takes are said to run the scan."""
+"""In order of value, but those over a cluster last: its blocks wait for one another, and one that
+waits for ever costs all that come after it. Those that no kernel takes are said to run the scan."""
 
 SMOKE = (Case("gru", 32, 32, "float32", flags=True), Case("gru", 48, 48, "float32"))
 STEPS, BATCH = 64, 18
