@@ -156,6 +156,14 @@ def test_two_heads_of_two_warpgroups_in_half_precision():
     check(make_case(jb.lstm, jnp.float16, 16, 2, True, units=64), TOLERANCE[jnp.float16])
 
 
+@pytest.mark.parametrize("constructor, side_by_side", [(jb.lstm, False), (jb.gru, True)])
+def test_products_beside_stores_where_there_are_registers(constructor, side_by_side):
+    """Heads of 128 units have 128 registers a thread, of which an LSTM's matrix takes half."""
+    case = make_case(constructor, jnp.bfloat16, 16, 1, True, units=128)
+    assert gpu_heads._side_by_side(case.form) == side_by_side
+    check(case, TOLERANCE[jnp.bfloat16])
+
+
 def test_more_steps_than_are_fetched_ahead():
     case = make_case(jb.gru, jnp.bfloat16, 16, 1, True, units=64, steps=gpu_heads.DEPTH + 1)
     check(case, TOLERANCE[jnp.bfloat16])
