@@ -60,6 +60,7 @@ class Line(NamedTuple):
     """What is known of one kernel.
 
     Attributes:
+      units: H.
       name: of the kernel.
       around: bundles of a block, besides those of its steps.
       bundles: of a step.
@@ -67,11 +68,17 @@ class Line(NamedTuple):
       moved: bytes between HBM and VMEM at each step.
     """
 
+    units: int
     name: str
     around: int
     bundles: int
     floor: float
     moved: int
+
+    @property
+    def ratio(self) -> float:
+        """Bundles of a step, over the floor."""
+        return self.bundles / self.floor
 
 
 def missing() -> str | None:
@@ -168,12 +175,14 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     crossing = sum(e is not None for e in step.d_feedback)
     return [
         Line(
+            heads * size,
             "forward",
             *compiled(target, forward, traced, leaves, drives),
             products * gates,
             moved_bytes(drives, states, saved),
         ),
         Line(
+            heads * size,
             "reverse",
             *compiled(target, backward, traced, leaves, states, saved, leaves, d_states),
             products * crossing,
@@ -182,27 +191,15 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     ]
 
 
-class Count(NamedTuple):
-    """A line of the table: a kernel at one size."""
-
-    units: int
-    line: Line
-
-    @property
-    def ratio(self) -> float:
-        """Bundles of a step, over the floor."""
-        return self.line.bundles / self.line.floor
-
-
 def title(options: argparse.Namespace) -> str:
     """Return what all kernels have in common, and what compiles them."""
     versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
     return f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, {versions}"
 
 
-def table(target: Target, options: argparse.Namespace) -> list[Count]:
+def table(target: Target, options: argparse.Namespace) -> list[Line]:
     """Print a line for each kernel and size, and return them."""
-    counts = []
+    lines = []
     print(title(options))
     print("   H  kernel   bundles  a block  floor  ratio  us/step  HBM us")
     for units in options.units:
@@ -213,23 +210,22 @@ def table(target: Target, options: argparse.Namespace) -> list[Count]:
             cell = jb.multi_head(cell, heads=options.heads)
         for line in measure(target, cell, options.batch):
             seconds = max(line.bundles, line.floor) / HERTZ
-            counts.append(Count(units, line))
+            lines.append(line)
             print(
                 f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{counts[-1].ratio:5.2f}  {1e6 * seconds:7.2f}  "
+                f"{line.ratio:5.2f}  {1e6 * seconds:7.2f}  "
                 f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
                 flush=True,
             )
-    return counts
+    return lines
 
 
-def readme_table(counts: list[Count]) -> report.Table:
+def readme_table(lines: list[Line]) -> report.Table:
     """Return the README's table."""
     header = ["H", "kernel", "bundles of a step", "floor of the matrix units", "ratio"]
     cells = [
-        [str(units), line.name, str(line.bundles), f"{line.floor:.0f}", f"{count.ratio:.2f}"]
-        for count in counts
-        for units, line in [count]
+        [str(line.units), line.name, str(line.bundles), f"{line.floor:.0f}", f"{line.ratio:.2f}"]
+        for line in lines
     ]
     return report.Table("", header, cells)
 
@@ -259,12 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         dump = options.keep or Path(folder)
         dump.mkdir(parents=True, exist_ok=True)
-        counts = table(target(dump), options)
+        lines = table(target(dump), options)
     if options.markdown is not None:
         command = shlex.join(["python", "scripts/compile_tpu.py", *arguments])
         caption = f"{title(options)}  \n`{command}`"
-        report.write_markdown(options.markdown, MODE, [readme_table(counts)], caption)
-    largest = max(count.ratio for count in counts)
+        report.write_markdown(options.markdown, MODE, [readme_table(lines)], caption)
+    largest = max(line.ratio for line in lines)
     if options.budget is not None and largest > options.budget:
         print(f"compile_tpu: {largest:.2f} x the floor is over the budget", file=sys.stderr)
         return 1

@@ -122,10 +122,10 @@ def _flags(controls: Controls, steps: int, rows: int) -> Array | None:
 
 def _chosen(emitted: Array, numbers: tuple[int | None, ...]) -> Array:
     """Return tiles of [T, B, E, H] by their numbers, [T, B, len(numbers), H]; None is zero."""
-    known = [k for k in numbers if k is not None]
-    if known and numbers == tuple(range(known[0], known[0] + len(numbers))):
+    first = numbers[0]
+    if first is not None and numbers == tuple(range(first, first + len(numbers))):
         # Such as all of them, where nothing is copied.
-        return emitted[:, :, known[0] : known[0] + len(numbers)]
+        return emitted[:, :, first : first + len(numbers)]
     zero = jnp.zeros((*emitted.shape[:2], emitted.shape[3]), emitted.dtype)
     return jnp.stack([zero if k is None else emitted[:, :, k] for k in numbers], axis=2)
 

@@ -146,7 +146,7 @@ def forward(
 
             def met():
                 parts.refill(ring, t, sources, place)
-                for ref, tile in zip(out_refs, news, strict=False):
+                for ref, tile in zip(out_refs[: len(news)], news, strict=True):
                     parts.store(ref.at[t, place.rows, place.units], tile, place)
                 for ref in out_refs[len(news) :]:
                     for k, tile in enumerate(saved):
@@ -221,12 +221,12 @@ def backward(
       the state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
     """
     plan, batch = scheme.plan, states[0].shape[1]
-    step, functions = form.step, gpu_functions.functions(approximate)
+    step = form.step
     olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
     news = tuple(a for a, r in zip(states, step.reads_new, strict=True) if r)
     given = tuple(a for a in d_states if a is not None)
     lambdas = len(state) if step.units else 0
-    made = [parts.side_by_side(plan.dtype, plan, step.emitted)] if step.emitted else []
+    made = [parts.side_by_side(plan.dtype, plan, step.emitted)]
     made += [parts.over_time(jnp.float32, plan)] * lambdas
     row = jax.ShapeDtypeStruct((plan.rows, plan.parts * plan.size), jnp.float32)
     lasting = [row] * (len(state) * (1 if flags is None else 2))
@@ -237,7 +237,7 @@ def backward(
         saved_refs, old_refs, new_refs, given_refs = steps_refs
         *out_refs, slots, ready, scratch = refs
         out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
-        lambda_refs = out_refs[len(made) - lambdas : len(made)]
+        emitted_ref, *lambda_refs = out_refs[: len(made)]
         place = parts.place_of(plan)
         ring = mosaic.Ring(tuple(slots), ready, plan.depth)
 
@@ -276,7 +276,7 @@ def backward(
                 through = [jnp.where(held, 0.0, x) for x in d]
                 past = [jnp.where(held, x, 0.0) for x in d]
             before = parts.where_read(step.reads_prev, before)
-            d_prev, emitted = step.backward(before, after, kept, weights, through, functions)
+            d_prev, emitted = step.backward(before, after, kept, weights, through)
             if past is not None:
                 d_prev = [a + b for a, b in zip(d_prev, past, strict=True)]
             d = [place.tile(x) for x in d_prev]
@@ -284,8 +284,8 @@ def backward(
             def met():
                 parts.refill(ring, k, sources, place)
                 for e, tile in enumerate(emitted):
-                    parts.store(out_refs[0].at[t, place.rows, place.units_of(e)], tile, place)
-                for ref, tile in zip(lambda_refs, through, strict=bool(step.units)):
+                    parts.store(emitted_ref.at[t, place.rows, place.units_of(e)], tile, place)
+                for ref, tile in zip(lambda_refs, through if lambdas else (), strict=True):
                     parts.store(ref.at[t, place.rows, place.units], tile, place)
 
             d[form.recurrent] = exchange.pull(k, emitted, d[form.recurrent], met)
@@ -322,12 +322,11 @@ def backward(
         ],
         words=words is not None,
         scratch=scheme.scratch,
-        approximate=gpu_functions.by_hardware(step, approximate),
+        approximate=approximate,
         interpret=interpret,
     )(inputs)
-    shape = plan.steps, plan.rows, step.emitted, plan.parts * plan.size
-    emitted = found[0].reshape(shape) if step.emitted else jnp.zeros(shape, plan.dtype)
-    passing = tuple(a[:, :batch] for a in found[len(made) - lambdas : len(made)])
+    emitted, *passing = (a[:, :batch] for a in found[: len(made)])
+    emitted = emitted.reshape(*emitted.shape[:2], step.emitted, -1)
     last = tuple(a[:batch] for a in found[len(made) : outputs])
     d_start = last[len(state) :] if words is not None else None
-    return last[: len(state)], d_start, emitted[:, :batch], passing if lambdas else None
+    return last[: len(state)], d_start, emitted, tuple(passing) if lambdas else None

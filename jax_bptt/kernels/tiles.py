@@ -93,7 +93,6 @@ class TiledStep(NamedTuple):
         saved: Sequence[Tile],
         units: Sequence[Tile],
         d_states: Sequence[Tile],
-        functions: Mapping[str, Callable[..., Tile]] | None = None,
     ) -> tuple[tuple[Tile, ...], tuple[Tile, ...]]:
         """Pull d_states back through one step.
 
@@ -103,7 +102,6 @@ class TiledStep(NamedTuple):
           saved: as `forward` returned them.
           units: as given to `forward`.
           d_states: dL/ds_t.
-          functions: as given to `forward`.
 
         Returns:
           (d_prevs, emitted): the direct dependence of each state on what entered, without the
@@ -118,7 +116,7 @@ class TiledStep(NamedTuple):
             (p.units, units),
             (p.d_states, d_states),
         )
-        made = _evaluate(p.graph, given, [*p.d_prevs, *p.emitted], d_states[0], functions)
+        made = _evaluate(p.graph, given, [*p.d_prevs, *p.emitted], d_states[0])
         return tuple(made[: self.states]), tuple(made[self.states :])
 
 
@@ -213,6 +211,9 @@ def _assemble(graph: Graph, inputs: PyTree, outputs: PyTree) -> TiledStep | str:
     zero = {k for k, node in enumerate(every) if node.operation == "constant" and not node.value[2]}
     emitted = tuple(dict.fromkeys(k for k in d_feedbacks + d_drives if k not in zero))
 
+    if not emitted:
+        return "pointwise depends on neither drive nor feedback"
+
     on_d = _depending(every, d_states)
     results = _ancestors(every, (*d_prevs, *emitted))
     frontier = {a for k in results & on_d for a in every[k].arguments if a not in on_d}
@@ -259,7 +260,7 @@ def _evaluate(
     given: Iterable[tuple[Sequence[int], Sequence[Tile]]],
     wanted: Sequence[int],
     like: Tile,
-    functions: Mapping[str, Callable[..., Tile]] | None,
+    functions: Mapping[str, Callable[..., Tile]] | None = None,
 ) -> list[Tile]:
     """Return the tiles of the nodes `wanted`, from those that are given; constants in full."""
     found: dict[int, Any] = {}

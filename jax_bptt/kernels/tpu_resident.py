@@ -313,10 +313,9 @@ def backward(
         interpret,
     )
     lambdas = tuple(emitted[step.emitted :]) if step.units else None
-    nothing = jnp.zeros((plan.steps, plan.batch, 0, plan.units), form.matrix.dtype)
     return (
         tuple(d_first),
         None if flags is None else tuple(d_start),
-        jnp.stack(emitted[: step.emitted], axis=2) if step.emitted else nothing,
+        jnp.stack(emitted[: step.emitted], axis=2),
         lambdas,
     )

@@ -5,12 +5,12 @@ whole grid would have all of its 48 to 64 blocks meet at every step, at a counte
 That is worth writing only where they meet within `WORTH`: cuDNN takes some 1.8 us for such a step,
 of which a microsecond would be left for the exchange and the products (estimates, of an H100).
 
-The kernel over a cluster does more than meet, and in less than that: each block sends a tile to the
-shared memory of every other one and waits for theirs, once a step.
+The blocks of the kernel over a cluster do not meet alone: once a step each sends a tile into the
+shared memory of every other one, and waits for theirs.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -21,8 +21,7 @@ from jax.experimental import pallas as pl
 
 from jax_bptt.kernels import gpu_mail, mosaic
 from jax_bptt.kernels.gpu_parts import Place, Plan
-from jax_bptt.kernels.mosaic import ROWS as ROW_COUNT
-from jax_bptt.kernels.mosaic import UNITS, plgpu
+from jax_bptt.kernels.mosaic import plgpu
 
 STEPS, SMOKE_STEPS = 4096, 3
 LANES = 128
@@ -45,11 +44,6 @@ class Meeting(NamedTuple):
         """Return the meeting in a few words."""
         return f"{self.kind} of {self.blocks} blocks"
 
-    @property
-    def clustered(self) -> bool:
-        """Whether the blocks are a cluster."""
-        return self.kind != "grid"
-
 
 DECIDING = Meeting("grid", 64)
 ROWS = (
@@ -69,61 +63,86 @@ SMOKE = Meeting("cluster", 2), Meeting("exchange", 2)
 """JAX's interpreter runs the blocks of a cluster at one time, and those of a grid do not meet."""
 
 
-def kernel(meeting: Meeting, steps: int, interpret: Any = None) -> Callable[..., Any]:
-    """Return the kernel in which blocks meet so many times, and copy 128 numbers each."""
+class Way(NamedTuple):
+    """How blocks meet.
+
+    Attributes:
+      passing: shapes in global memory that it takes.
+      scratch: shared memory and barriers.
+      open: (part, passing, scratch) -> what a block does at the t-th meeting, from references.
+    """
+
+    passing: tuple[jax.ShapeDtypeStruct, ...]
+    scratch: tuple[Any, ...]
+    open: Callable[[Any, Sequence[Any], Sequence[Any]], Callable[[Any], None]]
+
+
+def _over_the_grid(blocks: int) -> Way:
     pallas = cast(Any, plgpu)
-    plan = Plan(jnp.dtype(jnp.bfloat16), steps, ROW_COUNT, meeting.blocks, UNITS, 1, clustered=True)
-    post = gpu_mail.Post((), ())
-    if meeting.kind == "exchange":
-        shape = (2, meeting.blocks, ROW_COUNT, UNITS)
-        post = gpu_mail.post(
-            plan, shape, plan.dtype, barriers=2, senders=1, tiles=1, interpret=interpret
-        )
-    scratch = {
-        "grid": (),
-        "cluster": (pallas.ClusterBarrier(collective_axes=("part",)),),
-        "exchange": post.scratch,
-    }[meeting.kind]
 
-    def meet(part, refs):
-        """Return what blocks do to meet for the t-th time."""
-        if meeting.kind == "exchange":
-            box = post.open(
-                Place(plan, 0, part, 0), refs[: len(post.passing)], refs[-len(scratch) :]
-            )
-            tile = mosaic.row_numbers(plan.layouts.tile).astype(plan.dtype)
-
-            def exchange(t):
-                for k in range(meeting.blocks):
-                    box.send(box.peer(k), (t % 2, part), t % 2, tile)
-                box.sent(t % 2)
-                box.received(t % 2)
-
-            return exchange
-        if meeting.kind == "cluster":
-            return lambda t: mosaic.sync(*refs)
+    def opened(part, passing, scratch):
         counter = pl.get_global(pallas.SemaphoreType.REGULAR)
 
-        def count(t):
+        def meet(t):
             # Else the default is a fence for the whole system.
             pallas.semaphore_signal(counter, 1, memory_scope="gpu")
-            there = meeting.blocks * (t + 1)
+            there = blocks * (t + 1)
             pallas.semaphore_wait(counter, there, decrement=False, memory_scope="gpu")
 
-        return count
+        return meet
+
+    return Way((), (), opened)
+
+
+def _in_a_cluster() -> Way:
+    barrier = plgpu.ClusterBarrier(collective_axes=("part",))
+    return Way((), (barrier,), lambda part, passing, scratch: lambda t: mosaic.sync(*scratch))
+
+
+def _exchanging(blocks: int, steps: int, interpret: Any) -> Way:
+    dtype, rows, units = jnp.dtype(jnp.bfloat16), mosaic.ROWS, mosaic.UNITS
+    plan = Plan(dtype, steps, rows, blocks, units, depth=1, clustered=True)
+    shape = 2, blocks, rows, units
+    post = gpu_mail.post(plan, shape, dtype, barriers=2, senders=1, tiles=1, interpret=interpret)
+
+    def opened(part, passing, scratch):
+        box = post.open(Place(plan, 0, part, 0), passing, scratch)
+        tile = mosaic.row_numbers(plan.layouts.tile).astype(dtype)
+
+        def meet(t):
+            turn = t % 2
+            for k in range(blocks):
+                box.send(box.peer(k), (turn, part), turn, tile)
+            box.sent(turn)
+            box.received(turn)
+
+        return meet
+
+    return Way(post.passing, post.scratch, opened)
+
+
+def kernel(meeting: Meeting, steps: int, interpret: Any = None) -> Callable[..., Any]:
+    """Return the kernel in which blocks meet so many times, and copy 128 numbers each."""
+    spread = "grid" if meeting.kind == "grid" else "cluster"
+    match meeting.kind:
+        case "grid":
+            way = _over_the_grid(meeting.blocks)
+        case "cluster":
+            way = _in_a_cluster()
+        case _:
+            way = _exchanging(meeting.blocks, steps, interpret)
 
     def body(x_ref, out_ref, *refs):
-        part = lax.axis_index("part")
-        met = meet(part, refs)
-        lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: met(t), None)
-        layout = pallas.Layout.WG_STRIDED((LANES,), vec_size=1)
+        part, count = lax.axis_index("part"), len(way.passing)
+        meet = way.open(part, refs[:count], refs[count:])
+        lax.fori_loop(jnp.int32(0), jnp.int32(steps), lambda t, _: meet(t), None)
+        layout = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
         mosaic.store(out_ref.at[part], mosaic.load(x_ref, layout))
 
-    spread = "cluster" if meeting.clustered else "grid"
-    run = pallas.kernel(
+    run = plgpu.kernel(
         body,
-        out_type=(jax.ShapeDtypeStruct((meeting.blocks, LANES), jnp.float32), *post.passing),
-        scratch_types=list(scratch),
+        out_type=(jax.ShapeDtypeStruct((meeting.blocks, LANES), jnp.float32), *way.passing),
+        scratch_types=list(way.scratch),
         compiler_params=mosaic.compiler_params(False),
         interpret=interpret,
         **{spread: (meeting.blocks,), f"{spread}_names": ("part",)},

@@ -145,6 +145,11 @@ def test_says_what_stands_in_the_way(name):
     assert isinstance(reason, str) and WITHOUT[name] in reason
 
 
+def test_a_step_that_depends_on_nothing_is_refused():
+    reason = case(jb.elman(**_WIDE, activation=jnp.zeros_like)).step
+    assert reason == "pointwise depends on neither drive nor feedback"
+
+
 @each
 def test_backward_does_nothing_costly(name):
     c = known(name)

@@ -39,10 +39,8 @@ def test_a_listing_of_other_loops_is_none_of_a_kernel(script):
 
 
 def test_the_table_of_the_readme(script, tmp_path, capsys):
-    line = script.Line("reverse", around=300, bundles=150, floor=100.0, moved=1)
-    assert script.readme_table([script.Count(512, line)]).cells == [
-        ["512", "reverse", "150", "100", "1.50"]
-    ]
+    line = script.Line(512, "reverse", around=300, bundles=150, floor=100.0, moved=1)
+    assert script.readme_table([line]).cells == [["512", "reverse", "150", "100", "1.50"]]
     assert script.main(["--markdown", str(tmp_path / "README.md")]) == 1
     assert "has no lines <!-- bench tpu -->" in capsys.readouterr().err
 
