@@ -18,7 +18,8 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
 
     Returns:
       A few lines; where the scan runs, the reason of each kernel for the device; where a kernel
-      does, on which devices `unroll` takes it unless told otherwise.
+      does, which derivatives are those of the scan, and on which devices `unroll` takes it unless
+      told otherwise.
 
     Raises:
       ValueError: the device is none of these.
@@ -44,13 +45,16 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
         return f"fused() runs bptt(), a scan over time:\n{choice}"
     kernel, form = choice
     kinds = ", ".join(proven_on(kernel.name))
-    default = f"unroll takes it by default on: {kinds or 'no device, it is proven on none so far'}"
+    rest = (
+        "derivatives in forward mode and of second or higher order run the scan\n"
+        f"unroll takes it by default on: {kinds or 'no device, it is proven on none so far'}"
+    )
     if form is None:
         told = f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
-        return f"{told}\n{default}"
+        return f"{told}\n{rest}"
     heads, size, gates, _ = form.matrix.shape
     return (
         f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "
         f"{gates} gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept "
-        f"besides the states\n{default}"
+        f"besides the states\n{rest}"
     )

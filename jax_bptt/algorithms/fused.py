@@ -8,6 +8,7 @@ from jax_bptt.algorithms.fused_diagonal import fused_diagonal
 from jax_bptt.algorithms.fused_gated import fused_gated
 from jax_bptt.core.bptt import bptt
 from jax_bptt.core.checks import require
+from jax_bptt.core.derivative import twice_differentiable
 from jax_bptt.core.types import Algorithm
 from jax_bptt.kernels.choice import Choice, check_device, choose, proven
 
@@ -97,9 +98,9 @@ def fused(
 
     def chosen(cell, weights, state, xs):
         choice = choose(cell, weights, state, xs, device)
-        return bptt() if isinstance(choice, str) else _kernel(choice, approximate, interpret)
+        return None if isinstance(choice, str) else choice
 
-    return _by(chosen)
+    return _by(chosen, approximate, interpret)
 
 
 def default() -> Algorithm:
@@ -112,9 +113,7 @@ def default() -> Algorithm:
     def chosen(cell, weights, state, xs):
         names = proven(jax.devices()[0].device_kind)
         choice = choose(cell, weights, state, xs, None) if names else ""
-        if isinstance(choice, str) or choice.kernel.name not in names:
-            return bptt()
-        return _kernel(choice, False, False)
+        return None if isinstance(choice, str) or choice.kernel.name not in names else choice
 
     return _by(chosen)
 
@@ -127,17 +126,33 @@ def _kernel(choice: Choice, approximate: bool, interpret: bool) -> Algorithm:
     return fused_gated(kernel, form, approximate=approximate, interpret=interpret)
 
 
-def _by(chosen: Callable[..., Algorithm]) -> Algorithm:
-    """Return the algorithm that `chosen(cell, weights, state, xs)` returns, run by run."""
+def _by(
+    chosen: Callable[..., Choice | None], approximate: bool = False, interpret: bool = False
+) -> Algorithm:
+    """Return the algorithm that runs what `chosen(cell, weights, state, xs)` is, run by run.
 
-    def forward(cell, weights, state, xs, *given):
-        return chosen(cell, weights, state, xs).forward(cell, weights, state, xs, *given)
+    None stands for the scan.
+    """
+
+    def algorithm(cell, weights, state, xs):
+        choice = chosen(cell, weights, state, xs)
+        return bptt() if choice is None else _kernel(choice, approximate, interpret)
+
+    def run(cell, weights, state, xs, *given):
+        return algorithm(cell, weights, state, xs).forward(cell, weights, state, xs, *given)
 
     def backward(cell, residuals, *given):
-        # All three keep first what the choice depends on, so that it is the one of `forward`.
+        # All three keep first what the choice depends on, so that it is the one of `run`.
         weights, state, xs, *_ = residuals
-        reverse = chosen(cell, weights, state, xs).backward
+        reverse = algorithm(cell, weights, state, xs).backward
         assert reverse is not None
         return reverse(cell, residuals, *given)
+
+    run_kernel = twice_differentiable(Algorithm(run, backward)).forward
+
+    def forward(cell, weights, state, xs, *given):
+        # A kernel chooses again: what it is made of has to be made within what is wrapped.
+        scans = chosen(cell, weights, state, xs) is None
+        return (run if scans else run_kernel)(cell, weights, state, xs, *given)
 
     return Algorithm(forward, backward)

@@ -97,11 +97,37 @@ def differentiable(
             system, _entangle(right), solve=solve, transpose_solve=transposed_solve
         )
         _, d_outputs = _entangle(solution)
-        without = jax.tree.map(lambda o: zero_from_primal(o, symbolic_zeros=True), rest)
-        return outputs, trees.combine(d_outputs, without)
+        return outputs, trees.combine(d_outputs, jax.tree.map(_zero, rest))
 
     run.defjvp(jvp, symbolic_zeros=True)
     return run(weights, state, xs, controls)
+
+
+def twice_differentiable(algorithm: Algorithm) -> Algorithm:
+    """Return `algorithm` with a forward pass that JAX can differentiate, by the plain scan.
+
+    The forward pass of `differentiable` is part of the derivative, so that a second one goes
+    through it; where it is a kernel, JAX cannot. What it keeps is read by the reverse pass alone,
+    which is never differentiated: to all that is known of it, it is constant.
+    """
+
+    def forward(cell, weights, state, xs, controls, wants_residuals):
+        @jax.custom_jvp
+        def run(*inputs):
+            return algorithm.forward(cell, *inputs, wants_residuals)
+
+        def jvp(inputs, tangents):
+            outputs, residuals = run(*inputs)
+            given = jax.tree.map(_known, tangents, is_leaf=_is_symbolic_zero)
+            constant = (trees.partition(outputs)[1], residuals)
+            without, d_residuals = jax.tree.map(_zero, constant)
+            d_outputs = trees.combine(_push_forward(cell, inputs, given), without)
+            return (outputs, residuals), (d_outputs, d_residuals)
+
+        run.defjvp(jvp, symbolic_zeros=True)
+        return run(weights, state, xs, controls)
+
+    return algorithm._replace(forward=forward)
 
 
 def _push_forward(cell: Cell, inputs: PyTree, given: PyTree) -> PyTree:
@@ -142,6 +168,11 @@ def _known(tangent: Any) -> Any:
     """Return a tangent, or None for one that is zero or cannot be."""
     zero = _is_symbolic_zero(tangent) or tangent.dtype == jax.dtypes.float0
     return None if zero else tangent
+
+
+def _zero(leaf: Any) -> Any:
+    """Return the tangent of a constant."""
+    return zero_from_primal(leaf, symbolic_zeros=True)
 
 
 def _is_symbolic_zero(leaf: Any) -> bool:

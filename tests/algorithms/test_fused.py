@@ -140,6 +140,26 @@ def test_forward_mode_is_that_of_the_scan(device):
     assert_near(got, want, 2e-6)
 
 
+@each_device
+def test_second_derivatives_run_the_scan(device):
+    cell, params, *rest = problem("gru", jnp.float32)
+    direction = jax.tree.map(jnp.cos, params)
+
+    def slope(algorithm, params):
+        wanted = jax.grad(lambda p: loss(cell, algorithm, OPTIONS, (p, *rest))[0])(params)
+        return sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), wanted, direction)))
+
+    def products(algorithm):
+        """Of the Hessian with `direction`, reverse over reverse and forward over reverse."""
+        function = functools.partial(slope, algorithm)
+        first = jax.grad(lambda p: loss(cell, algorithm, OPTIONS, (p, *rest))[0])
+        return jax.grad(function)(params), jax.jvp(first, (params,), (direction,))[1]
+
+    assert_near(jax.jit(lambda: products(kernel(device)))(), products(jb.bptt()), 2e-6)
+    found = jb.explain(cell, params, rest[0], device=device)
+    assert "derivatives in forward mode and of second or higher order run the scan" in found
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_without_a_gpu_the_scan_runs(name):
     cell, *arguments = problem(name, jnp.float32)

@@ -135,6 +135,24 @@ def test_forward_mode_is_that_of_the_scan(device):
     assert_near(got, want)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_derivatives_run_the_scan(device):
+    params, xs, state = problem("min_gru")
+
+    def slope(params, kind):
+        def loss(params):
+            last_state, ys = jb.unroll(CELLS["min_gru"], params, xs, state, algorithm=kind)
+            return jnp.sum(jnp.sin(ys)) + jnp.sum(last_state**2)
+
+        return sum(jnp.sum(jnp.cos(d)) for d in jax.tree.leaves(jax.grad(loss)(params)))
+
+    got, want = (
+        jax.tree.leaves(jax.jit(jax.grad(slope), static_argnums=1)(params, kind))
+        for kind in (algorithm(device), jb.bptt())
+    )
+    assert_near(got, want)
+
+
 class Recorder(NamedTuple):
     """A kernel that is a scan of JAX, and notes what it is given."""
 

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosai
 
 T, D = 3, 32
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 5e-3, jnp.float16: 1e-3}
-CELLS = [jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.slstm, jb.ugrnn]
+CELLS = [
+    *(jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.slstm, jb.ugrnn),
+    *(jb.ctrnn, jb.ctrnn_euler),
+]
 
 
 class Case(NamedTuple):
