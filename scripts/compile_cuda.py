@@ -30,7 +30,7 @@ from jax_bptt.kernels import mosaic
 
 CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 # What is recomputed is said, since by default the device at hand decides.
-ALGORITHMS = {"bptt": jb.bptt(recompute=True, split_batch=False), "autodiff": jb.autodiff()}
+ALGORITHMS = {"bptt": jb.bptt(recompute=True), "autodiff": jb.autodiff()}
 DTYPES = ("float32", "bfloat16")
 PARTS = ("graphs", "kernels")
 MODE = "cuda"
