@@ -69,8 +69,8 @@ class Mode(NamedTuple):
 
 def _settings(args, peers):
     side = SMOKE_SIDE if args.smoke else SIDE
-    devices, resident = getattr(args, "devices", 1), getattr(args, "rss", False)
-    return race.Settings(args.algorithms, peers, args.rounds, devices, resident, side)
+    resident = getattr(args, "rss", False)
+    return race.Settings(args.algorithms, peers, args.rounds, args.devices, resident, side)
 
 
 def _cells(args, rows, _):
@@ -172,7 +172,7 @@ MODES = {
         report.race,
         report.race_readme,
         None,
-        ("algorithms", "dtype", "rounds"),
+        ("algorithms", "dtype", "rounds", "devices"),
         tuple(every.CELLS),
         tuple(every.CELLS),
     ),
@@ -231,27 +231,26 @@ def _check_files(args):
             raise BadArgument("--plot needs matplotlib: pip install 'jax_bptt[plot]'") from None
 
 
-def _split_over(devices: int) -> None:
-    """Make host devices, which JAX allows only before it has looked for any."""
-    if devices == 1:
-        return
+def _devices(asked: list[int] | None) -> list[int]:
+    """Return on how many devices to run; on a CPU, make them before JAX has looked for any."""
+    counts = asked or sorted({1, environment.cores()})
     try:
-        jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError as error:
-        raise BadArgument(f"--devices {devices}: {error}") from None
-    if len(jax.devices()) < devices:
-        raise BadArgument(f"--devices {devices}: JAX has only {len(jax.devices())}")
+        if max(counts) > 1:
+            jax.config.update("jax_num_cpu_devices", max(counts))
+    except RuntimeError:
+        pass  # it has looked: there are as many as there are
+    there = len(jax.devices())
+    if asked is None:
+        return [n for n in counts if n == 1 or (jax.default_backend() == "cpu" and n <= there)]
+    if max(counts) > there:
+        raise BadArgument(f"--devices {max(counts)}: JAX has only {there}")
+    return counts
 
 
-def _rows(args: argparse.Namespace, mode: Mode) -> tuple[list[Row], list[Shape]]:
+def _rows(args: argparse.Namespace, mode: Mode) -> list[Row]:
     shapes: tuple[Shape, ...] = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
-    devices = getattr(args, "devices", 1)
-    left_out = [shape for shape in shapes if shape[1] % devices]
-    if args.shapes and left_out:
-        raise BadArgument(f"--devices {devices} does not divide the batch of {left_out[0]}")
     dtype = getattr(args, "dtype", "float32")
-    kept = [shape for shape in shapes if shape not in left_out]
-    return [Row(cell, *shape, dtype=dtype) for shape in kept for cell in args.cells], left_out
+    return [Row(cell, *shape, dtype=dtype) for shape in shapes for cell in args.cells]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -264,18 +263,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "rounds" in mode.options and args.rounds is None:
         args.rounds = 2 if args.smoke else 9
     args.algorithms = getattr(args, "algorithms", ["bptt"])
-    devices = getattr(args, "devices", 1)
     try:
         _check_files(args)
-        rows, left_out = _rows(args, mode)
-        _split_over(devices)
+        args.devices = _devices(args.devices) if "devices" in mode.options else [1]
     except BadArgument as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    rows = _rows(args, mode)
     missing = roster.absent(getattr(args, "peers", []))
     peers = [name for name in getattr(args, "peers", []) if name not in missing]
-    described = environment.describe(devices)
-    heading = _heading(described, missing, left_out)
+    described = environment.describe(max(args.devices))
+    heading = _heading(described, missing, _left_out(rows, args.devices))
     print("\n".join(heading), flush=True)
     with jax.enable_x64(getattr(args, "dtype", "float32") == "float64"):
         results = mode.run(args, rows, peers)
@@ -286,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": described,
         "rounds": getattr(args, "rounds", None),
         "absent": missing,
-        "left_out": [list(shape) for shape in left_out],
+        "devices": args.devices,
         **results,
     }
     for table in mode.tables(document):
@@ -301,11 +299,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if document.get("agrees", True) else 1
 
 
+def _left_out(rows, devices):
+    """Return a sentence for every batch that some number of devices does not divide."""
+    return [
+        f"B = {batch} is not split over {n} devices, which do not divide it"
+        for batch in dict.fromkeys(row.B for row in rows)
+        for n in devices
+        if batch % n
+    ]
+
+
 def _heading(described, missing, left_out):
     """Return the lines that say where this ran, and who and what is missing from it."""
     lines = [environment.sentence(described)]
     lines += [f"absent: {name}, {reason}" for name, reason in missing.items()]
-    lines += [f"left out: {shape}, whose batch the devices do not divide" for shape in left_out]
+    lines += left_out
     if (load := described["load_before"]) and load > 0.5:
         lines.append(f"other processes wanted {load} cores over the minute before the start")
     return lines

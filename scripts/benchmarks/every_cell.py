@@ -1,5 +1,6 @@
 """The mode `cells`: every cell of the library against `jax.grad` of a scan of its own step."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 from jax import lax
 
 import jax_bptt as jb
-from benchmarks import library, measure, roster
+from benchmarks import library, measure, race, roster
 from benchmarks.data import Row
-from benchmarks.race import Settings, each
+from benchmarks.measure import Prepared
+from benchmarks.race import Settings
 
 SHAPES = ((512, 16, 64, 64),)
 """Default (T, B, I, H)."""
@@ -66,40 +68,38 @@ def run(
 ) -> dict[str, Any]:
     """Check and time all rows, `show` each when it is done; return the JSON report."""
     own = roster.own_name(settings.algorithms[0])
-    return each(rows, lambda row: _run_row(row, settings, tick), own, show)
+    return race.each(rows, lambda row: _run_row(row, settings, tick), own, show)
 
 
 def _run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     params, xs = _arguments(row)
     want = _reference(row, params, xs)
     cell = _cell(row, row.dtype)
-    ways = {roster.PLAIN: _plain(cell)}
-    own = {roster.own_name(text): _by(cell, text) for text in settings.algorithms}
-    entries, calls = [], {}
-    for name, outputs in (own | ways).items():
-        executable: Any = jax.jit(_gradient(outputs)).lower(params, xs).compile()
-        size = measure.root_mean_square if row.cell in KINKED else measure.largest
-        errors = measure.errors(_named(executable(params, xs)), want, size)
-        refused = measure.refusal(errors, row.dtype)
-        if refused is None:
-            calls[name] = _waiting(executable, params, xs)
-        entries.append(
-            {
-                "name": name,
-                "note": "",
-                "error": max(errors.values()),
-                "errors": errors,
-                "refused": refused,
-                "temp_bytes": executable.memory_analysis().temp_size_in_bytes,
-            }
-        )
-    seconds = measure.rounds(calls, settings.rounds, tick) if calls else {}
-    first = seconds.get(entries[0]["name"])
-    for entry in entries:
-        if entry["refused"] is None:
-            times = seconds[entry["name"]]
-            entry |= measure.spread(times) | {"ratio": measure.ratio(times, first)}
-    return {**row._asdict(), "competitors": entries}
+    counts = race.usable(row, settings.devices)
+    ways = {roster.own_name(text): _by(cell, text) for text in settings.algorithms}
+    ways[roster.PLAIN] = _plain(cell)
+    entries, ready = [], {}
+    for name, outputs in ways.items():
+        prepared = {n: _prepare(outputs, params, xs, n) for n in counts}
+        entries.append(race.entry(name, prepared, want, row, row.cell in KINKED))
+        ready |= {(name, n): each for n, each in prepared.items()}
+    seconds = measure.rounds(race.agreeing(entries, ready), settings.rounds, tick)
+    race.add_times(entries, ready, seconds)
+    return {**row._asdict(), "devices": counts, "competitors": entries}
+
+
+def _prepare(outputs: Callable[..., Any], params: Any, xs: Any, devices: int) -> Prepared:
+    mesh = measure.mesh_of(devices)
+    args = measure.placed(params, xs, mesh)
+    begin = time.perf_counter()
+    executable: Any = jax.jit(measure.summed(_gradient(outputs), mesh)).lower(*args).compile()
+    return Prepared(
+        call=lambda: jax.block_until_ready(executable(*args)),
+        results=_named,
+        outputs=dict,
+        temp_bytes=measure.temporary(executable, mesh),
+        compile_seconds=time.perf_counter() - begin,
+    )
 
 
 def _cell(row: Row, dtype: str) -> jb.Cell:
@@ -159,7 +159,3 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
     return {
         jax.tree_util.keystr(path): np.asarray(leaf).astype(np.float64) for path, leaf in leaves
     }
-
-
-def _waiting(executable: Any, *args: Any) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(executable(*args))

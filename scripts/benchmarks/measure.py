@@ -1,8 +1,8 @@
 """Compile, check, and time in turns."""
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,11 @@ step at a time pays in full; a wrong gate order or a missing bias is off by orde
 TURN_SECONDS = 0.02
 """How long a turn repeats its call, so that a short one is timed as well as a long one."""
 
+PAUSE_SECONDS = 0.05
+"""How long to wait after what threads of its own go on spinning, as those of OpenMP do."""
+
+Name = TypeVar("Name", bound=Hashable)
+
 
 class Prepared(NamedTuple):
     """A competitor ready to run on a row.
@@ -31,7 +36,8 @@ class Prepared(NamedTuple):
       call: runs once, waits for every output, and returns them.
       results: what `call` returned -> dict of float64 arrays, named as in `plain.reference`.
       outputs: computes ys the same way, likewise as a dict.
-      temp_bytes: temporary memory of the compiled function; None where nobody tells.
+      temp_bytes: temporary memory of the compiled function, on all devices together; None where
+        nobody tells.
       compile_seconds: tracing, lowering and compiling together; None where there is no such thing.
       note: what a reader has to know of how this row was run.
     """
@@ -75,23 +81,30 @@ class Task(NamedTuple):
 def _forward(run, mesh):
     if mesh is None:
         return run
-    return _split(run, mesh, P(None, "batch"))
+    return split(run, mesh, P(None, "batch"))
 
 
 def _gradient(run, mesh):
     gradient = jax.grad(lambda params, xs: jnp.sum(run(params, xs) ** 2), argnums=(0, 1))
+    return summed(gradient, mesh)
+
+
+def summed(gradient: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """Split the batch of a gradient `(params, xs) -> (d_params, d_xs)` over the mesh, if any."""
     if mesh is None:
         return gradient
 
+    # By hand, once. JAX would sum where the replicated weights are read, and the scan that a user
+    # writes reads them inside every time step.
     def local(params, xs):
         d_params, d_xs = gradient(params, xs)
         return jax.lax.psum(d_params, "batch"), d_xs
 
-    return _split(local, mesh, (P(), P(None, "batch")))
+    return split(local, mesh, (P(), P(None, "batch")))
 
 
-def _split(fun, mesh, out_specs):
-    """Split the batch over the mesh; weights are replicated."""
+def split(fun: Callable[..., Any], mesh: Mesh, out_specs: Any) -> Callable[..., Any]:
+    """Split the batch of `fun(params, xs)` over the mesh; weights are replicated."""
     in_specs = (P(), P(None, "batch"))
     return jax.shard_map(fun, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -114,10 +127,20 @@ def arguments(model: Model, data: Data, mesh: Mesh | None) -> tuple[Any, Any]:
         model.pack(cast(data.weights, data.row.dtype)),
         jnp.asarray(data.xs, data.row.dtype),
     )
+    return placed(params, xs, mesh)
+
+
+def placed(params: Any, xs: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Replicate parameters and split the batch of the inputs over the mesh, if any."""
     if mesh is not None:
         params = jax.device_put(params, NamedSharding(mesh, P()))
         xs = jax.device_put(xs, NamedSharding(mesh, P(None, "batch")))
     return jax.block_until_ready((params, xs))
+
+
+def temporary(executable: Any, mesh: Mesh | None) -> int:
+    """Return the temporary memory of a compiled function on all devices; XLA tells that of one."""
+    return executable.memory_analysis().temp_size_in_bytes * (1 if mesh is None else mesh.size)
 
 
 def compiled(task: Task, model: Model, args: Any, mesh: Mesh | None) -> tuple[Any, float]:
@@ -136,7 +159,7 @@ def prepare(model: Model, data: Data, task: Task, mesh: Mesh | None) -> Prepared
         call=lambda: jax.block_until_ready(executable(*args)),
         results=lambda outputs: host(task.results(model, outputs)),
         outputs=lambda: host({"ys": forward(*args)}),
-        temp_bytes=executable.memory_analysis().temp_size_in_bytes,
+        temp_bytes=temporary(executable, mesh),
         compile_seconds=seconds,
         note=model.note,
     )
@@ -222,9 +245,8 @@ def floor(
         return jax.lax.fori_loop(0, repeats, lambda _, c: a @ c, c)
 
     if mesh is not None:
-        chain = _split(chain, mesh, P(None, "batch"))
-        a = jax.device_put(a, NamedSharding(mesh, P()))
-        c = jax.device_put(c, NamedSharding(mesh, P(None, "batch")))
+        chain = split(chain, mesh, P(None, "batch"))
+    a, c = placed(a, c, mesh)
     executable = jax.jit(chain, donate_argnums=1).lower(a, c).compile()
     buffers = [c]
 
@@ -235,29 +257,33 @@ def floor(
 
 
 def rounds(
-    calls: dict[str, Callable[[], Any]],
+    calls: dict[Name, Callable[[], Any]],
     count: int,
     tick: Callable[[], Any],
-    turn_seconds: float = TURN_SECONDS,
-) -> dict[str, np.ndarray]:
+    last: Collection[Name] = (),
+) -> dict[Name, np.ndarray]:
     """Time all calls in turn, round after round, and return the seconds per call, [rounds] each.
 
     Each round begins with another call, so that none always follows the same one. A turn begins
     with a call that is not timed: it fetches the competitor's own data into the caches and lets
-    the threads of the library before it go to sleep.
+    the threads of the library before it go to sleep. That is too short for threads that wait by
+    spinning: calls that have such are timed `last`, with a pause between them and the next round.
     """
-    names = list(calls)
+    names = [name for name in calls if name not in last]
+    noisy = [name for name in calls if name in last]
     repeats = {}
-    for name in names:
+    for name in names + noisy:
         calls[name]()
         begin = time.perf_counter()
         calls[name]()
         once = max(time.perf_counter() - begin, 1e-9)
-        repeats[name] = int(np.clip(np.ceil(turn_seconds / once), 1, 1000))
-    seconds = {name: [] for name in names}
+        repeats[name] = int(np.clip(np.ceil(TURN_SECONDS / once), 1, 1000))
+    seconds = {name: [] for name in calls}
     for turn in range(count):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        if noisy:
+            time.sleep(PAUSE_SECONDS)
+        first = turn % max(1, len(names))
+        for name in names[first:] + names[:first] + noisy:
             calls[name]()
             begin = time.perf_counter()
             for _ in range(repeats[name]):

@@ -60,6 +60,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> list[int]:
+    """Read numbers of devices, with commas in between; return them in order, each once."""
+    return sorted({positive(part) for part in text.split(",")})
+
+
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "algorithms": (
         "--algorithms",
@@ -84,10 +89,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "devices": (
         "--devices",
         {
-            "type": positive,
-            "default": 1,
-            "metavar": "N",
-            "help": "split the batch over N devices (on a CPU: one host device per core)",
+            "type": counts,
+            "metavar": "N,N",
+            "help": "numbers of JAX devices over which the batch is split, each competitor at its "
+            "better one; default 1 and, on a CPU, one per core",
         },
     ),
     "rss": (

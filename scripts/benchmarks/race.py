@@ -1,4 +1,7 @@
-"""The modes `grad` and `forward`: every competitor on every row, in interleaved rounds."""
+"""The modes `grad` and `forward`: every competitor on every row, in interleaved rounds.
+
+Each runs on one device and on one per core, as `--devices` says, and counts in its better setting.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,10 +10,12 @@ import numpy as np
 
 from benchmarks import measure, plain, roster, rss
 from benchmarks.data import Row, draw, forward_flops
-from benchmarks.measure import Task
+from benchmarks.measure import Prepared, Task
 
 FLOOR = "floor"
 JAX_PEERS = ("flax", "nnx", "haiku", "equinox")
+WIDE = 8
+"""Sequences side by side from which on a row counts in a summary of its own."""
 
 
 class Settings(NamedTuple):
@@ -20,7 +25,7 @@ class Settings(NamedTuple):
       algorithms: of the library; all ratios are to the first.
       peers: names of the peers that can be imported.
       rounds: interleaved rounds per row.
-      devices: host devices over which the batch is split.
+      devices: the numbers of JAX's devices on which everything is tried, least first.
       resident: whether peak resident memory is measured, in a process per competitor.
       side: of the floor's matrices.
     """
@@ -28,7 +33,7 @@ class Settings(NamedTuple):
     algorithms: list[str]
     peers: list[str]
     rounds: int
-    devices: int
+    devices: list[int]
     resident: bool
     side: int
 
@@ -73,53 +78,132 @@ def report(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
         for c in row["competitors"]
         if c["name"].startswith(roster.OWN)
     )
-    return {"rows": rows, "summary": summary(rows, own), "agrees": agrees}
+    return {"rows": rows, "summary": summaries(rows, own), "agrees": agrees}
+
+
+def usable(row: Row, devices: list[int]) -> list[int]:
+    """Return the numbers of devices that divide the row's batch; one device if none does."""
+    return [n for n in devices if row.B % n == 0] or [1]
 
 
 def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Check all competitors against float64, then time those that agree."""
     data = draw(row)
-    mesh = measure.mesh_of(settings.devices)
-    expected, entries, calls = {}, [], {}
+    counts = usable(row, settings.devices)
+    expected, entries, ready = {}, [], {}
     for competitor in roster.competitors(row, settings.algorithms, settings.peers):
-        if competitor.equations not in expected:
-            expected[competitor.equations] = plain.reference(data, competitor.equations)
-        prepared = competitor.prepare(data, task, mesh)
-        results = prepared.results(prepared.call()) | prepared.outputs()
-        kinked = competitor.equations in plain.KINKED
-        size = measure.root_mean_square if kinked else measure.largest
-        error = measure.errors(results, expected[competitor.equations], size)
-        refused = measure.refusal(error, row.dtype)
-        if refused is None:
-            calls[competitor.name] = prepared.call
-        entries.append(
-            {
-                "name": competitor.name,
-                "note": prepared.note,
-                "error": max(error.values()),
-                "errors": error,
-                "refused": refused,
-                "temp_bytes": prepared.temp_bytes,
-                "compile_s": prepared.compile_seconds,
-                "rss_bytes": None,
-            }
-        )
+        equations = competitor.equations
+        if equations not in expected:
+            expected[equations] = plain.reference(data, equations)
+        prepared = {
+            n: competitor.prepare(data, task, measure.mesh_of(n))
+            for n in (counts if competitor.splits else [1])
+        }
+        kinked = equations in plain.KINKED
+        entries.append(entry(competitor.name, prepared, expected[equations], row, kinked))
+        ready |= {(competitor.name, n): each for n, each in prepared.items()}
     flops = task.products * forward_flops(row)
-    calls[FLOOR], scale = measure.floor(flops, data, mesh, settings.side)
-    seconds = measure.rounds(calls, settings.rounds, tick)
-    floor_s = scale * float(np.median(seconds.pop(FLOOR)))
-    own = seconds.get(entries[0]["name"])
-    for entry in entries:
-        if entry["refused"] is None:
-            times = seconds[entry["name"]]
-            entry |= measure.spread(times) | {"ratio": measure.ratio(times, own)}
-            entry["gflops"] = flops / entry["seconds"] / 1e9
-            entry["floor_share"] = floor_s / entry["seconds"]
+    calls = agreeing(entries, ready)
+    scales = {}
+    for n in counts:
+        key = (FLOOR, n)
+        calls[key], scales[key] = measure.floor(flops, data, measure.mesh_of(n), settings.side)
+    seconds = measure.rounds(calls, settings.rounds, tick, last=[(roster.TORCH, 1)])
+    floor_s = min(scale * float(np.median(seconds[key])) for key, scale in scales.items())
+    add_times(entries, ready, seconds)
+    for each in entries:
+        if each["refused"] is None:
+            peak = None
             if settings.resident:
-                entry["rss_bytes"] = rss.peak(
-                    row, entry["name"], task is measure.GRADIENT, settings
-                )
-    return {**row._asdict(), "flops": flops, "floor_s": floor_s, "competitors": entries}
+                is_gradient = task is measure.GRADIENT
+                peak = rss.peak(row, each["name"], each["devices"], is_gradient, settings)
+            each |= {
+                "gflops": flops / each["seconds"] / 1e9,
+                "floor_share": floor_s / each["seconds"],
+                "rss_bytes": peak,
+            }
+    found = {"devices": counts, "flops": flops, "floor_s": floor_s, "competitors": entries}
+    return {**row._asdict(), **found}
+
+
+def entry(
+    name: str,
+    prepared: dict[int, Prepared],
+    expected: dict[str, np.ndarray],
+    row: Row,
+    kinked: bool,
+) -> dict[str, Any]:
+    """Check a competitor on each number of devices; return what the report says of it untimed.
+
+    Args:
+      name: of the competitor.
+      prepared: by the number of devices.
+      expected: in float64.
+      row: the cell and its sizes.
+      kinked: whether the derivative jumps, so that errors are taken in the root of the mean square.
+    """
+    size = measure.root_mean_square if kinked else measure.largest
+    found = [
+        measure.errors(each.results(each.call()) | each.outputs(), expected, size)
+        for each in prepared.values()
+    ]
+    errors = {leaf: max(error[leaf] for error in found) for leaf in found[0]}
+    refused = measure.refusal(errors, row.dtype)
+    return {"name": name, "error": max(errors.values()), "errors": errors, "refused": refused}
+
+
+def agreeing(
+    entries: list[dict[str, Any]], ready: dict[tuple[str, int], Prepared]
+) -> dict[tuple[str, int], Callable[[], Any]]:
+    """Return the calls of the competitors that are timed, by name and number of devices."""
+    timed = {each["name"] for each in entries if each["refused"] is None}
+    return {key: prepared.call for key, prepared in ready.items() if key[0] in timed}
+
+
+def add_times(
+    entries: list[dict[str, Any]],
+    ready: dict[tuple[str, int], Prepared],
+    seconds: dict[tuple[str, int], np.ndarray],
+) -> None:
+    """Add to each entry its better setting, the ratio to the library's, and all `settings`.
+
+    The better is the one with the smaller median. A ratio is the median over the rounds of what
+    two competitors take in the same round, each in its better setting.
+    """
+
+    def better(name):
+        counts = [n for other, n in seconds if other == name]
+        return min(counts, key=lambda n: float(np.median(seconds[name, n])))
+
+    timed = [each for each in entries if each["refused"] is None]
+    chosen = {each["name"]: better(each["name"]) for each in timed}
+    first = entries[0]["name"]
+    own = seconds[first, chosen[first]] if first in chosen else None
+    for each in timed:
+        name = each["name"]
+        settings = {
+            n: {
+                "devices": n,
+                **measure.spread(seconds[name, n]),
+                "temp_bytes": ready[name, n].temp_bytes,
+                "compile_s": ready[name, n].compile_seconds,
+                "note": ready[name, n].note,
+            }
+            for other, n in seconds
+            if other == name
+        }
+        each |= settings[chosen[name]] | {"settings": list(settings.values())}
+        each["ratio"] = measure.ratio(seconds[name, chosen[name]], own)
+
+
+def summaries(rows: list[dict[str, Any]], own: str) -> dict[str, dict[str, Any]]:
+    """Return the summary of all rows, and that of the rows with many sequences, if there are any.
+
+    With fewer than that, a time step is a product of a matrix and a handful of vectors.
+    """
+    wide = [row for row in rows if row["B"] >= WIDE]
+    found = {"all rows": summary(rows, own)}
+    return found | ({f"rows with B >= {WIDE}": summary(wide, own)} if wide else {})
 
 
 def summary(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:

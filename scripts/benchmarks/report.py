@@ -68,35 +68,41 @@ def markers(mode: str) -> tuple[str, str]:
 
 
 def race_row(row: dict[str, Any]) -> Table:
-    """Return the table of one row of `grad`, `forward` or `step`, a line per competitor."""
-    has_floor = row.get("floor_s") is not None
+    """Return the table of one row of a race, a line per competitor."""
+    counts, has_floor = row.get("devices"), row.get("floor_s") is not None
     title = _label(row)
     header = ["competitor", "ms", "quartiles"]
+    if counts:
+        header.insert(1, "devices")
+        title += f"   on {' or '.join(map(str, counts))} device{'s' * (counts != [1])}"
     if has_floor:
         gflop, floor = row["flops"] / 1e9, row["floor_s"]
         title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
         header += ["GFLOP/s", "share of floor", "temp MiB", "resident MiB", "compile s"]
     header += ["error", "time / own", "note"]
-    return Table(title, header, [_race_line(c, has_floor) for c in row["competitors"]])
+    return Table(title, header, [_race_line(c, counts, has_floor) for c in row["competitors"]])
 
 
 def race(report: dict[str, Any]) -> list[Table]:
-    """Return the summary of `grad`, `forward` or `step`, whose rows are shown as they come."""
-    return [ratios(report["summary"])]
+    """Return the summaries of a race, whose rows are shown as they come."""
+    return [ratios(kind, summary) for kind, summary in report["summary"].items()]
 
 
-def _race_line(c, has_floor):
+def _race_line(c, counts, has_floor):
     if c["refused"] is not None:
-        return [c["name"], *["-"] * (9 if has_floor else 4), c["refused"]]
+        columns = 4 + bool(counts) + 5 * has_floor
+        return [c["name"], *["-"] * columns, c["refused"]]
     line = [c["name"], _ms(c["seconds"]), f"{_ms(c['seconds_q1'])} to {_ms(c['seconds_q3'])}"]
+    if counts:
+        line.insert(1, str(c["devices"]))
     if has_floor:
         line += [f"{c['gflops']:.3g}", f"{c['floor_share']:.2f}", _mib(c["temp_bytes"])]
         line += [_mib(c["rss_bytes"]), _number(c["compile_s"], ".2f")]
     return [*line, f"{c['error']:.0e}", _number(c["ratio"], ".2f"), c["note"]]
 
 
-def ratios(summary: dict[str, Any]) -> Table:
-    """Return the table of geometric means and extremes."""
+def ratios(kind: str, summary: dict[str, Any]) -> Table:
+    """Return the table of geometric means and extremes over rows of a kind."""
     lines = [
         [
             name,
@@ -109,31 +115,33 @@ def ratios(summary: dict[str, Any]) -> Table:
         for name, s in summary.items()
     ]
     header = ["competitor", "geometric mean", "least", "greatest", "rows", "row of the least"]
-    return Table("Time of each competitor / time of the library", header, lines)
+    return Table(f"Time of each competitor / time of the library, {kind}", header, lines)
 
 
 def race_readme(report: dict[str, Any]) -> list[Table]:
-    """Return the compact tables: a line per row, a column per competitor, and the means."""
+    """Return the compact table: a line per row, a column per competitor, and the means."""
     rows = report["rows"]
     own = rows[0]["competitors"][0]["name"] if rows else ""
     names = list(dict.fromkeys(c["name"] for row in rows for c in row["competitors"]))
     names = [name for name in names if name != own]
-    header = ["T, B, I, H", "cell", f"{own}, ms", *(f"x {name}" for name in names)]
+    has_devices = any(row.get("devices") for row in rows)
     has_floor = any(row.get("floor_s") is not None for row in rows)
+    header = ["T, B, I, H", "cell", f"{own}, ms", *["devices"] * has_devices]
+    header += [*(f"x {name}" for name in names), *["share of floor"] * has_floor]
     lines = []
     for row in rows:
         timed = {c["name"]: c for c in row["competitors"]}
         line = [", ".join(str(row[k]) for k in "TBIH"), row["cell"]]
         line.append(_ms(timed[own]["seconds"]) if timed[own]["refused"] is None else "refused")
-        for name in names:
-            line.append(_number(timed.get(name, {}).get("ratio"), ".2f"))
-        if has_floor:
-            line.append(_number(timed[own].get("floor_share"), ".2f"))
+        line += [str(timed[own].get("devices", "-"))] * has_devices
+        line += [_number(timed.get(name, {}).get("ratio"), ".2f") for name in names]
+        line += [_number(timed[own].get("floor_share"), ".2f")] * has_floor
         lines.append(line)
-    summary = report["summary"]
-    means = [_number(summary.get(n, {}).get("geometric_mean"), ".2f") for n in names]
-    lines.append(["geometric mean", "", "", *means, *([""] if has_floor else [])])
-    return [Table("", header + (["share of floor"] if has_floor else []), lines)]
+    for kind, summary in report["summary"].items():
+        means = [_number(summary.get(n, {}).get("geometric_mean"), ".2f") for n in names]
+        gaps = ["", "", *[""] * has_devices]
+        lines.append([f"geometric mean, {kind}", *gaps, *means, *[""] * has_floor])
+    return [Table("", header, lines)]
 
 
 def compile_times(report: dict[str, Any]) -> list[Table]:

@@ -17,6 +17,7 @@ from benchmarks.models import Model
 OWN = "jax_bptt"
 PLAIN = "plain scan"
 STRONG = "strong scan"
+TORCH = "torch"
 UNROLLS = (1, 2, 4, 8)
 
 
@@ -27,11 +28,13 @@ class Competitor(NamedTuple):
       name: for the tables.
       prepare: `(data, task, mesh) -> Prepared`.
       equations: the name in `plain.STEPS` of what it computes.
+      splits: whether it runs on JAX's devices, over which the batch can be split.
     """
 
     name: str
     prepare: Callable[[Data, Task, Mesh | None], Prepared]
     equations: str
+    splits: bool = True
 
 
 def absent(names: list[str]) -> dict[str, str]:
@@ -39,7 +42,7 @@ def absent(names: list[str]) -> dict[str, str]:
     reasons = {}
     for name in names:
         package = peers.PACKAGES[name]
-        if name == "torch" and jax.default_backend() != "cpu":
+        if name == TORCH and jax.default_backend() != "cpu":
             reasons[name] = f"compared on a CPU only, and JAX runs on {jax.default_backend()}"
             continue
         try:
@@ -77,9 +80,9 @@ def competitors(row: Row, algorithms: list[str], names: list[str]) -> list[Compe
     entries += [_of_model(PLAIN, plain.plain(row.cell), row)]
     entries += [Competitor(STRONG, _strongest, row.cell)]
     for name in names:
-        if name == "torch":
+        if name == TORCH:
             if row.cell in torch_peer.CELLS:
-                entries.append(Competitor(name, _torch, row.cell))
+                entries.append(Competitor(name, _torch, row.cell, splits=False))
         elif (model := jax_model(name, row)) is not None:
             entries.append(_of_model(name, model, row))
     return entries
@@ -110,8 +113,8 @@ def _strongest(data, task, mesh):
 
 
 def _torch(data, task, mesh):
+    del mesh  # its threads are its own
     prepare = torch_peer.forward if task is measure.FORWARD else torch_peer.gradient
     prepared = prepare(data)
     call, note = torch_peer.fastest(prepared.call)
-    note += "" if mesh is None else ", batch not split"
     return prepared._replace(call=call, note=note)

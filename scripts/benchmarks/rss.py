@@ -8,24 +8,31 @@ from typing import Any
 from benchmarks.data import Row, draw
 
 
-def peak(row: Row, name: str, is_gradient: bool, settings: Any) -> int:
+def peak(row: Row, name: str, devices: int, is_gradient: bool, settings: Any) -> int:
     """Return by how many bytes the peak of a fresh process grows once its imports are done.
 
     Weights, inputs, compilation and two runs are in it, the imports of the libraries are not.
+
+    Args:
+      row: the cell and its sizes.
+      name: of the competitor.
+      devices: over how many the batch is split.
+      is_gradient: whether the gradient is run, or the outputs alone.
+      settings: `race.Settings`.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_grow, (row, name, is_gradient, settings))
+        return pool.apply(_grow, (row, name, devices, is_gradient, settings))
 
 
-def _grow(row, name, is_gradient, settings):
+def _grow(row, name, devices, is_gradient, settings):
     import jax
 
     from benchmarks import measure, roster
 
-    if settings.devices > 1:
-        jax.config.update("jax_num_cpu_devices", settings.devices)
-    mesh = measure.mesh_of(settings.devices)
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
+    mesh = measure.mesh_of(devices)
     peers = [peer for peer in settings.peers if peer == name]
     roster.absent(peers)
     before = _peak_bytes()

@@ -31,10 +31,10 @@ def run(
 def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Check the outputs of all steps against float64, then time a step in interleaved rounds."""
     data = draw(row)
-    models = {roster.OWN: library.model(row, library.algorithm("bptt"))}
+    models: dict[str, Model] = {roster.OWN: library.model(row, library.algorithm("bptt"))}
     models[roster.PLAIN] = plain.plain(row.cell)
     for name in settings.peers:
-        if name != "torch" and (model := roster.jax_model(name, row)) is not None:
+        if name != roster.TORCH and (model := roster.jax_model(name, row)) is not None:
             models[name] = model
     entries, calls = [], {}
     for name, model in models.items():
@@ -42,13 +42,13 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
         entry = _check(name, own, data, model.equations or row.cell) | {"note": model.note}
         entries.append(entry)
         calls[name] = _sequence(own, row.T)
-    if "torch" in settings.peers and row.cell in torch_peer.CELLS:
+    if roster.TORCH in settings.peers and row.cell in torch_peer.CELLS:
         own = torch_peer.stepper(data)
-        entry = _check("torch", own, data, row.cell)
-        calls["torch"], entry["note"] = torch_peer.fastest(_sequence(own, row.T))
+        entry = _check(roster.TORCH, own, data, row.cell)
+        calls[roster.TORCH], entry["note"] = torch_peer.fastest(_sequence(own, row.T))
         entries.append(entry)
     timed = {e["name"]: calls[e["name"]] for e in entries if e["refused"] is None}
-    seconds = measure.rounds(timed, settings.rounds, tick)
+    seconds = measure.rounds(timed, settings.rounds, tick, last=[roster.TORCH])
     for entry in entries:
         if entry["refused"] is None:
             entry |= spread(seconds[entry["name"]] / row.T)

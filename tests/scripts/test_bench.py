@@ -58,13 +58,13 @@ def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     begin, end = part("report").markers("grad")
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     plot = tmp_path / "plot.png"
-    argv = ["--cells", "lstm", "--peers", "haiku,torch"]
+    argv = ["--cells", "elman", "--peers", "haiku,torch", "--devices", "1,2"]
     status, report = run(
         bench, tmp_path, "grad", *argv, "--markdown", str(readme), "--plot", str(plot)
     )
     assert status == 0
     (row,) = report["rows"]
-    assert row["flops"] == 3 * 2 * row["T"] * row["B"] * (row["I"] + row["H"]) * 4 * row["H"]
+    assert row["flops"] == 3 * 2 * row["T"] * row["B"] * (row["I"] + row["H"]) * row["H"]
     entries = timed(row)
     assert list(entries) == ["jax_bptt bptt", "plain scan", "strong scan", *peers]
     for entry in entries.values():
@@ -75,9 +75,14 @@ def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
         assert entry["gflops"] == pytest.approx(row["flops"] / entry["seconds"] / 1e9)
         assert entry["floor_share"] == pytest.approx(row["floor_s"] / entry["seconds"])
         assert (entry["temp_bytes"] is None) == (entry["name"] == "torch")
+        counts = [1] if entry["name"] == "torch" else [1, 2]
+        assert [s["devices"] for s in entry["settings"]] == counts
+        assert entry["seconds"] == min(s["seconds"] for s in entry["settings"])
+        assert entry["devices"] in counts
     assert entries["jax_bptt bptt"]["ratio"] == 1
     assert set(report["absent"]) == {"haiku", "torch"} - set(peers)
-    assert report["summary"]["plain scan"]["rows"] == 1
+    assert report["summary"]["all rows"]["plain scan"]["rows"] == 1
+    assert "rows with B >= 8" not in report["summary"]
     text = readme.read_text()
     assert text.startswith(f"before\n{begin}\n| T, B, I, H | cell |")
     assert (
@@ -88,9 +93,14 @@ def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     assert "strong scan" in printed and "geometric mean" in printed and "floor" in printed
 
 
-def test_forward_and_step(bench, tmp_path):
-    status, report = run(bench, tmp_path, "forward", "--cells", "elman", "--peers", "none")
+def test_forward_and_step(bench, tmp_path, capsys):
+    argv = ["--cells", "elman", "--peers", "none", "--devices", "2"]
+    shapes = "6,2,3,5;6,1,3,5"
+    status, report = run(bench, tmp_path, "forward", *argv, "--shapes", shapes)
     assert status == 0
+    assert [row["devices"] for row in report["rows"]] == [[2], [1]]
+    assert [timed(row)["plain scan"]["devices"] for row in report["rows"]] == [2, 1]
+    assert "B = 1 is not split over 2 devices" in capsys.readouterr().out
     assert set(timed(report["rows"][0])["plain scan"]["errors"]) == {"ys"}
     status, report = run(bench, tmp_path, "step", "--cells", "gru", "--peers", "torch")
     assert status == 0
@@ -98,15 +108,17 @@ def test_forward_and_step(bench, tmp_path):
 
 
 def test_every_cell_is_timed(bench, tmp_path):
-    cells = "lru", "min_gru", "conv_lstm", "lstm_projected"
-    status, report = run(bench, tmp_path, "cells", "--cells", ",".join(cells))
+    cells = "lru", "conv_lstm", "lstm_projected"
+    argv = ["--cells", ",".join(cells), "--devices", "2"]
+    status, report = run(bench, tmp_path, "cells", *argv)
     assert status == 0
     assert [row["cell"] for row in report["rows"]] == list(cells)
     for row in report["rows"]:
         own, plain = row["competitors"]
         assert (own["name"], plain["name"]) == ("jax_bptt bptt", "plain scan")
         assert own["error"] <= 1e-5 and own["seconds"] > 0 and plain["ratio"] > 0
-    assert report["summary"]["plain scan"]["rows"] == len(cells)
+        assert (own["devices"], plain["devices"]) == (2, 2)
+    assert report["summary"]["all rows"]["plain scan"]["rows"] == len(cells)
 
 
 def test_the_mode_of_every_cell_has_every_cell(bench):
@@ -168,13 +180,15 @@ def test_scaling_fits_slopes(bench, tmp_path):
 
 def test_devices_split_the_batch(tmp_path):
     path = tmp_path / "report.json"
-    argv = ["forward", "--smoke", "--cells", "elman", "--peers", "none", "--devices", "2", "--rss"]
+    argv = ["forward", "--smoke", "--cells", "elman", "--peers", "none", "--devices", "3", "--rss"]
+    argv += ["--shapes", "6,3,3,5"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     command = [sys.executable, str(SCRIPTS / "bench.py"), *argv, "--json", str(path)]
     subprocess.run(command, check=True, env=environment, capture_output=True)
     report = json.loads(path.read_text())
-    assert report["mode"] == "forward" and report["environment"]["devices"] == 2
+    assert report["mode"] == "forward" and report["environment"]["devices"] == 3
     for entry in timed(report["rows"][0]).values():
+        assert entry["devices"] == 3
         assert entry["error"] <= 1e-5 and entry["rss_bytes"] > 0
 
 
@@ -182,7 +196,7 @@ def test_who_disagrees_is_not_timed(bench, tmp_path, monkeypatch):
     plain, data = part("plain"), part("data")
     with jax.numpy_rank_promotion("allow"):
         right = plain.reference(data.draw(data.Row("elman", 6, 4, 3, 5, "float32")), "elman")
-    argv = ["forward", "--cells", "elman", "--peers", "none"]
+    argv = ["forward", "--cells", "elman", "--peers", "none", "--devices", "1"]
 
     def wrong(weights, state, drive):
         return jax.numpy.tanh(drive - state @ weights["w_s"])
@@ -194,7 +208,8 @@ def test_who_disagrees_is_not_timed(bench, tmp_path, monkeypatch):
     entries = timed(report["rows"][0])
     assert status == 0
     assert "not timed" in entries["plain scan"]["refused"]
-    assert "seconds" not in entries["plain scan"] and "plain scan" not in report["summary"]
+    assert "seconds" not in entries["plain scan"]
+    assert "plain scan" not in report["summary"]["all rows"]
     assert entries["jax_bptt bptt"]["refused"] is None
 
     with monkeypatch.context() as patch:
@@ -247,6 +262,42 @@ def test_summary_takes_the_fastest_peer_of_each_row():
     assert fastest["geometric_mean"] == pytest.approx(1.0) and fastest["min"] == 0.5
 
 
+def test_a_competitor_counts_in_its_better_setting(bench):
+    race, measure = part("race"), part("measure")
+    ready = {
+        key: measure.Prepared(dict, dict, dict, key[1], None)
+        for key in [("own", 1), ("own", 2), ("peer", 1), ("peer", 2)]
+    }
+    seconds = dict(
+        zip(ready, np.array([[4.0, 4, 4], [1, 2, 3], [6, 2, 3], [9, 9, 9]]), strict=True)
+    )
+    entries = [{"name": "own", "refused": None}, {"name": "peer", "refused": None}]
+    race.add_times(entries, ready, seconds)
+    own, peer = entries
+    assert (own["devices"], own["seconds"], own["temp_bytes"], own["ratio"]) == (2, 2, 2, 1)
+    assert (peer["devices"], peer["seconds"], peer["ratio"]) == (1, 3, 1)
+    assert [s["seconds"] for s in peer["settings"]] == [3, 9]
+
+
+def test_rows_with_many_sequences_have_a_summary_of_their_own(bench):
+    competitors = [{"name": "own", "ratio": 1.0}, {"name": "plain scan", "ratio": 2.0}]
+    row = {"cell": "gru", "T": 1, "I": 1, "H": 1, "dtype": "float32"}
+    narrow = row | {"B": 4, "competitors": [{"name": "plain scan", "ratio": 8.0}]}
+    summaries = part("race").summaries([row | {"B": 8, "competitors": competitors}, narrow], "own")
+    assert summaries["all rows"]["plain scan"]["geometric_mean"] == pytest.approx(4)
+    assert summaries["rows with B >= 8"]["plain scan"]["geometric_mean"] == pytest.approx(2)
+
+
+def test_calls_with_threads_of_their_own_are_timed_last(bench):
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in ("noisy", "a", "b")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part("measure"), "TURN_SECONDS", 0)
+        seconds = part("measure").rounds(calls, 2, lambda: None, last=["noisy"])
+    assert [len(s) for s in seconds.values()] == [2, 2, 2]
+    assert order[::2] == order[1::2] == ["a", "b", "noisy", "a", "b", "noisy", "b", "a", "noisy"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -262,7 +313,8 @@ def test_summary_takes_the_fastest_peer_of_each_row():
         (["--rounds", "0"], "positive"),
         (["--dtype", "int8"], "invalid choice"),
         (["--json", "nowhere/report.json"], "no folder nowhere"),
-        (["--devices", "3", "--shapes", "4,2,3,4"], "does not divide"),
+        (["--devices", "1,64"], "JAX has only 2"),
+        (["--devices", "1,0"], "not a positive number"),
         (["frobnicate"], "invalid choice"),
         (["memory", "--rounds", "3"], "unrecognized arguments"),
     ],
