@@ -106,4 +106,4 @@ def _mix(weights, state):
 
 def _coefficients(weights, drive):
     b = drive[..., 0, :]
-    return parts.spread(weights.w_s, b), b
+    return parts.spread_over(weights.w_s, b), b

@@ -146,19 +146,18 @@ def lru(
 def _prepare(params):
     wide = accumulator_dtype(params.nu.dtype)
     nu, theta, log_gamma, w_x = (a.astype(wide) for a in params[:4])
-    w_x = w_x * jnp.broadcast_to(jnp.exp(log_gamma), w_x.shape)
+    w_x = w_x * parts.spread(jnp.exp(log_gamma), w_x)
     eigenvalues = jnp.exp(lax.complex(-jnp.exp(nu), jnp.exp(theta)))
     return _Weights(eigenvalues, w_x.astype(params.w_x.dtype), params.w_y)
 
 
 def _coefficients(weights, drive):
     b = lax.complex(drive[..., 0, :], drive[..., 1, :])
-    return jnp.broadcast_to(weights.eigenvalues, b.shape), b
+    return parts.spread_over(weights.eigenvalues, b), b
 
 
 def _readout(weights, state):
     if weights.w_y is None:
         return state.real
-    # Re(s W) = Re s Re W - Im s Im W, as one real product.
-    sides = jnp.concatenate([state.real, -state.imag], axis=-1)
-    return parts.product(sides, weights.w_y.reshape(sides.shape[-1], -1))
+    real, imaginary = weights.w_y
+    return parts.product(state.real, real) - parts.product(state.imag, imaginary)

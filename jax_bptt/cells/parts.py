@@ -31,17 +31,15 @@ class Params(NamedTuple):
 
 
 def product(x: Array, w: Array) -> Array:
-    """Contract the last axis of x [*batch, N] with the first of w [N, ...].
+    """Contract the last axis of x [*batch, N] with the first of w [N, ...]: [*batch, ...].
 
     The operands are in the dtype of the weights, the sums in at least single precision.
     """
-    rows, matrix = x.astype(w.dtype).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
-    # Two-dimensional operands: the gradient of w then contracts a single axis, which XLA runs
-    # without the transposed copies it makes for the general case (half the time on a CPU).
-    contract = (((1,), (0,)), ((), ()))
+    # On arrays as they lie: XLA can split a batch over devices while it is an axis of its own, and
+    # time and batch made into rows are no faster.
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
     dtype = accumulator_dtype(w.dtype)
-    z = lax.dot_general(rows, matrix, contract, preferred_element_type=dtype)
-    return z.reshape(*x.shape[:-1], *w.shape[1:])
+    return lax.dot_general(x.astype(w.dtype), w, contract, preferred_element_type=dtype)
 
 
 def affine(x: Array, w: Array, b: Array) -> Array:
@@ -50,13 +48,23 @@ def affine(x: Array, w: Array, b: Array) -> Array:
 
 
 def add_bias(z: Array, b: Array) -> Array:
-    """Return z + b, with b [G, H] broadcast over the batch of z [*batch, G, H]."""
+    """Return z + b, for z [*batch, G, H] and b [G, H]."""
     return z + spread(b, z)
 
 
 def spread(w: Array, like: Array) -> Array:
-    """Return a weight in the shape and dtype of `like`, to meet it unit by unit."""
-    return jnp.broadcast_to(w.astype(like.dtype), like.shape)
+    """Return a weight [..., H] to meet `like` [*batch, ..., H]: axes of one, in the dtype of `like`.
+
+    Those axes are left to the operation in which the two meet. A copy for every sequence of a batch
+    split over devices would have no part in the split on a mesh of explicit axes, and the gradient
+    of `like` would be gathered to add up that of the weight.
+    """
+    return lax.expand_dims(w.astype(like.dtype), range(like.ndim - w.ndim))
+
+
+def spread_over(w: Array, like: Array) -> Array:
+    """Return a weight [..., H] for every sequence: in the shape, dtype and sharding of `like`."""
+    return spread(w, like) * jnp.ones_like(like)
 
 
 def activations(a: Array, *, candidate: int) -> list[Array]:

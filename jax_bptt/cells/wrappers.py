@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_bptt.core.checks import floating_dtype, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
@@ -65,7 +66,10 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         # Widened before the lookup, so that its transpose adds up the rows of a frequent token in
         # at least single precision.
         table = weights.embedding.astype(accumulator_dtype(weights.embedding.dtype))
-        return cell.project(weights.cell, table[x])
+        # On a mesh of explicit axes a lookup wants to be told: the rows lie as the tokens do.
+        tokens = jax.typeof(x).sharding
+        rows = NamedSharding(tokens.mesh, PartitionSpec(*tokens.spec, None))
+        return cell.project(weights.cell, table.at[x].get(out_sharding=rows))
 
     return Cell(
         init=init,
