@@ -5,12 +5,15 @@ Modes (`grad` if none is named):
     grad       time of the gradient of sum(ys^2) with respect to parameters and inputs
     forward    time of the outputs alone
     step       latency of one jitted streaming step at batch 1
-    compile    time to compile the gradient at a short and a long T, against the plain scan
+    compile    time to trace, lower and compile the gradient at a short and a long T, against the
+               plain scan; of cells, and of a network of bidirectional layers
     memory     temporary memory of the compiled gradient, against the plain scan
     accuracy   error of the gradient against float64 jax.grad of an independent naive loop
     scaling    time and memory of the gradient against T, B and H
     sequences  time of the gradient with lengths, resets or a mask, against that without
     cells      time of the gradient of every cell of the library, against the plain scan of its step
+    devices    the gradient with the batch placed on several devices, by jit against shard_map:
+               collectives, rows of the products, time, error; a process for each number of devices
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
@@ -25,7 +28,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-from benchmarks import accuracy, compiling, environment, plots, race, report, roster
+from benchmarks import (
+    accuracy,
+    compiling,
+    environment,
+    network,
+    plots,
+    race,
+    report,
+    roster,
+    sharding,
+)
 from benchmarks import every_cell as every
 from benchmarks import scaling as scale
 from benchmarks import sequences as sequence_options
@@ -119,6 +132,17 @@ def _sequences(args, rows, _):
         return sequence_options.run(rows, args.algorithms, args.rounds, tick)
 
 
+def _devices(args, rows, _):
+    if len(args.devices) > 1:
+        sizes = dict.fromkeys(row[1:5] for row in rows)
+        command = [sys.executable, __file__, "devices", "--cells", ",".join(args.cells)]
+        command += ["--shapes", ";".join(",".join(map(str, shape)) for shape in sizes)]
+        command += ["--dtype", args.dtype, "--rounds", str(args.rounds)]
+        return sharding.run_in_processes(command, args.devices)
+    with progress(len(rows)) as tick:
+        return sharding.run(rows, args.devices[0], args.rounds, tick)
+
+
 RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
 MODES = {
     "grad": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
@@ -138,6 +162,8 @@ MODES = {
         report.compile_times,
         None,
         ("algorithms", "dtype", "rounds"),
+        (*GATES, *network.DEPTHS),
+        compiling.COMPILE_CELLS,
     ),
     "memory": Mode(
         compiling.MEMORY_SHAPES,
@@ -175,6 +201,16 @@ MODES = {
         ("algorithms", "dtype", "rounds", "devices"),
         tuple(every.CELLS),
         tuple(every.CELLS),
+    ),
+    "devices": Mode(
+        sharding.SHAPES,
+        _devices,
+        report.devices,
+        report.devices,
+        None,
+        ("dtype", "rounds", "devices"),
+        (*GATES, *network.DEPTHS),
+        sharding.CELLS,
     ),
 }
 
@@ -231,16 +267,20 @@ def _check_files(args):
             raise BadArgument("--plot needs matplotlib: pip install 'jax_bptt[plot]'") from None
 
 
-def _devices(asked: list[int] | None) -> list[int]:
+def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
     """Return on how many devices to run; on a CPU, make them before JAX has looked for any."""
     counts = asked or sorted({1, environment.cores()})
+    if mode == "devices":
+        counts = asked or list(sharding.DEVICES)
+        if len(counts) > 1:
+            return counts  # of other processes
     try:
         if max(counts) > 1:
             jax.config.update("jax_num_cpu_devices", max(counts))
     except RuntimeError:
         pass  # it has looked: there are as many as there are
     there = len(jax.devices())
-    if asked is None:
+    if asked is None and mode != "devices":
         return [n for n in counts if n == 1 or (jax.default_backend() == "cpu" and n <= there)]
     if max(counts) > there:
         raise BadArgument(f"--devices {max(counts)}: JAX has only {there}")
@@ -263,9 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "rounds" in mode.options and args.rounds is None:
         args.rounds = 2 if args.smoke else 9
     args.algorithms = getattr(args, "algorithms", ["bptt"])
+    asked = getattr(args, "devices", None)
     try:
         _check_files(args)
-        args.devices = _devices(args.devices) if "devices" in mode.options else [1]
+        args.devices = [1]
+        if "devices" in mode.options:
+            args.devices = _number_of_devices(asked, args.mode)
     except BadArgument as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

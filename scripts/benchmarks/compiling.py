@@ -1,5 +1,6 @@
 """The modes `compile` and `memory`: what the gradient costs before and beside its run time."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import library, measure, plain, roster
+from benchmarks import library, measure, network, plain, roster
 from benchmarks.data import GATES, Row
 from benchmarks.models import Model
 
 COMPILE_SHAPES = ((100, 32, 64, 128), (100_000, 32, 64, 128))
+NETWORK = "three_bidirectional_lstm_with_lengths"
+COMPILE_CELLS = ("elman", "gru", "lstm", NETWORK)
 MEMORY_SHAPES = ((2048, 32, 64, 128),)
 
 
@@ -38,6 +41,23 @@ def models(row: Row, algorithms: list[str]) -> dict[str, Model]:
     return own | {roster.PLAIN: plain.plain(row.cell)}
 
 
+def lowerings(row: Row, algorithms: list[str]) -> dict[str, Callable[[], Any]]:
+    """Return what traces and lowers the gradient by the library and by plain scans.
+
+    Raises:
+      ValueError: a network of the library and that of plain scans do not compute the same.
+    """
+    if row.cell not in network.DEPTHS:
+        made = models(row, algorithms)
+        return {name: functools.partial(lowered, model, row) for name, model in made.items()}
+    found = {}
+    for text in algorithms:
+        algorithm = library.algorithm(text)
+        network.require_agreement(row, algorithm)
+        found[roster.own_name(text)] = network.lowering(network.own(row, algorithm), row)
+    return found | {roster.PLAIN: network.lowering(network.by_hand(), row)}
+
+
 def compile_times(
     rows: list[Row], algorithms: list[str], rounds: int, tick: Callable[[], Any]
 ) -> dict[str, Any]:
@@ -49,13 +69,13 @@ def compile_times(
     results = []
     for cell in dict.fromkeys(row.cell for row in rows):
         own_rows = [row for row in rows if row.cell == cell]
-        jobs = [(row, name, m) for row in own_rows for name, m in models(row, algorithms).items()]
+        jobs = [(r, name, job) for r in own_rows for name, job in lowerings(r, algorithms).items()]
         seconds = {(row, name): [] for row, name, _ in jobs}
         for turn in range(rounds + 1):
-            for row, name, model in jobs:
+            for row, name, lower in jobs:
                 jax.clear_caches()
                 begin = time.perf_counter()
-                lowered(model, row).compile()
+                lower().compile()
                 if turn > 0:
                     seconds[row, name].append(time.perf_counter() - begin)
             if turn > 0:

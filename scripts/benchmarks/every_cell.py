@@ -13,6 +13,7 @@ import jax_bptt as jb
 from benchmarks import library, measure, race, roster
 from benchmarks.data import Row
 from benchmarks.measure import Prepared
+from benchmarks.models import named
 from benchmarks.race import Settings
 
 SHAPES = ((512, 16, 64, 64),)
@@ -95,7 +96,7 @@ def _prepare(outputs: Callable[..., Any], params: Any, xs: Any, devices: int) ->
     executable: Any = jax.jit(measure.summed(_gradient(outputs), mesh)).lower(*args).compile()
     return Prepared(
         call=lambda: jax.block_until_ready(executable(*args)),
-        results=_named,
+        results=named,
         outputs=dict,
         temp_bytes=measure.temporary(executable, mesh),
         compile_seconds=time.perf_counter() - begin,
@@ -151,11 +152,4 @@ def _reference(row: Row, params: Any, xs: Any) -> dict[str, np.ndarray]:
     """Return the gradient of the plain scan in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), "float64"), (params, xs))
-        return _named(jax.jit(_gradient(_plain(_cell(row, "float64"))))(*wide))
-
-
-def _named(tree: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf).astype(np.float64) for path, leaf in leaves
-    }
+        return named(jax.jit(_gradient(_plain(_cell(row, "float64"))))(*wide))

@@ -43,6 +43,12 @@ def host(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), tree)
 
 
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """Return the leaves of a tree of JAX arrays by their paths, as NumPy arrays of float64."""
+    leaves = jax.tree_util.tree_leaves_with_path(host(tree))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def flat(w: Any) -> Any:
     """Join gates and units: [..., G, H] -> [..., G H]."""
     return w.reshape(*w.shape[:-2], -1)

@@ -162,6 +162,41 @@ def compile_times(report: dict[str, Any]) -> list[Table]:
     return [Table("Compile time of the gradient, tracing included", header, lines)]
 
 
+def devices(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `devices`."""
+    header = ["row", "devices", "way", "all-gathers", "all-reduces", "others", "rows of products"]
+    header += ["on one device", "ms", "/ shard_map", "float64 error"]
+    lines = [
+        [
+            _label(row),
+            str(row["devices"]),
+            c["name"],
+            *_collectives(c["collectives"]),
+            _spaced(c["product_rows"]),
+            _spaced(row["whole_product_rows"]),
+            _ms(c["seconds"]),
+            _number(c["against_shard_map"], ".2f"),
+            f"{c['error']:.0e}",
+        ]
+        for row in report["rows"]
+        for c in row["competitors"]
+    ]
+    title = "Gradient with the batch split over devices; collectives, and those in loops"
+    return [Table(title, header, lines)]
+
+
+def _collectives(counts):
+    """Return the cells of all-gathers, all-reduces and all others together."""
+    others = [v for kind, v in counts.items() if kind not in ("all-gather", "all-reduce")]
+    total = {key: sum(v[key] for v in others) for key in ("all", "in_loops")}
+    shown = counts["all-gather"], counts["all-reduce"], total
+    return [f"{v['all']}, {v['in_loops']}" for v in shown]
+
+
+def _spaced(values):
+    return " ".join(map(str, values))
+
+
 def memory(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `memory`."""
     header = ["row", "competitor", "temp MiB", "arrays of [T, B, H]", "/ plain scan"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from benchmarks import hlo
 
 import jax_bptt as jb
 from h200.target import Target
@@ -90,38 +91,15 @@ def in_one_graph(items: list[Thunk]) -> bool:
     return every > 0 and any(len(loops(graph.children)) == every for graph in graphs)
 
 
-COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
-CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
-    r"\{?(%[\w.-]+(?:, %[\w.-]+)*)"
-)
-PRODUCT = re.compile(r"= \(?\w+\[(?P<shape>[\d,]*)\].* (?:dot\(|custom-call\(.*\"__cublas)")
-
-
 def products_in_step_loops(text: str) -> list[tuple[int, ...]]:
     """Return the shapes of all products that loops over steps compute, from optimized HLO."""
-    lines: dict[str, list[str]] = {}
-    name = ""
-    for line in text.splitlines():
-        if match := COMPUTATION.match(line):
-            name = match["name"]
-        lines.setdefault(name, []).append(line)
-
-    def closure(line):
-        """Return the line and those of everything that it calls."""
-        found = [line]
-        for names in CALLED.findall(line):
-            for called in names.split(", "):
-                found += [b for a in lines[called[1:]][1:] for b in closure(a)]
-        return found
-
-    steps = []
-    for line in (line for body in lines.values() for line in body if " while(" in line):
-        inside = closure(line)[1:]
-        if not any(" while(" in inner for inner in inside):
-            steps += inside
-    matches = (PRODUCT.search(line) for line in steps)
-    return [tuple(int(n) for n in m["shape"].split(",") if n) for m in matches if m]
+    program = hlo.parse(text)
+    found = []
+    for loop in (i for body in program.values() for i in body if i.opcode == "while"):
+        inside = [i for name in hlo.reached(program, loop.called) for i in program[name]]
+        if not any(i.opcode == "while" for i in inside):
+            found += [i.shape for i in inside if i.opcode == "dot" or "__cublas" in i.text]
+    return found
 
 
 def sums_over_batch(shape: tuple[int, ...]) -> bool:

@@ -154,6 +154,49 @@ def test_memory_and_compile(bench, tmp_path):
     assert timed(report["rows"][1])["plain scan"]["against_plain"] == 1
 
 
+def test_a_network_is_compiled_against_plain_scans_that_compute_the_same(bench, tmp_path):
+    network = "two_bidirectional_lstm_with_lengths"
+    status, report = run(bench, tmp_path, "compile", "--cells", network, "--rounds", "1")
+    assert status == 0
+    (row,) = report["rows"]
+    assert [c["name"] for c in row["competitors"]] == ["jax_bptt bptt", "plain scan"]
+    assert all(c["seconds"] > 0 and c["against_plain"] > 0 for c in row["competitors"])
+
+
+def test_a_network_that_computes_something_else_is_refused(bench, monkeypatch):
+    network, library = part("network"), part("library")
+    row = part("data").Row("two_bidirectional_lstm_with_lengths", 6, 4, 3, 5, "float32")
+    monkeypatch.setattr(network, "_flip", lambda xs, lengths: xs[::-1])
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match="plain scans"):
+        network.require_agreement(row, library.algorithm("bptt"))
+
+
+def test_devices_are_read_off_the_compiled_gradient(bench, tmp_path, capsys):
+    argv = ["--cells", "gru", "--rounds", "1", "--devices", "2"]
+    status, report = run(bench, tmp_path, "devices", *argv)
+    assert status == 0
+    (row,) = report["rows"]
+    assert row["devices"] == 2
+    # The products of a step have B = 4 rows, those over all T = 6 steps 24.
+    assert row["whole_product_rows"] == [4, 24]
+    assert [c["name"] for c in row["competitors"]] == ["jit", "shard_map"]
+    for way in row["competitors"]:
+        assert way["product_rows"] == [2, 12]
+        assert way["collectives"]["all-gather"] == {"all": 0, "in_loops": 0}
+        assert way["collectives"]["all-reduce"]["all"] >= 1
+        assert way["error"] <= 1e-12
+    assert "1.00" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_devices_take_a_process_for_each_number_of_them(bench, tmp_path):
+    argv = ["--cells", "elman", "--rounds", "1", "--devices", "2,4"]
+    status, report = run(bench, tmp_path, "devices", *argv)
+    assert status == 0
+    assert [row["devices"] for row in report["rows"]] == [2, 4]
+    assert report["rows"][1]["competitors"][0]["product_rows"] == [1, 6]
+
+
 @pytest.mark.slow
 def test_accuracy_in_both_precisions(bench, tmp_path):
     status, report = run(bench, tmp_path, "accuracy", "--cells", "gru,lstm")
