@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.cells import parts
-from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm
+from jax_bptt.cells.lstm import F_GATE, lstm, zero_state
 from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, GatedStep
@@ -90,14 +90,10 @@ def conv_lstm(
             else parts.draw(glorot, key_y, (hidden_size, output_size), dtype),
         )
 
-    def initial_state(params, batch_shape):
-        shape = (*batch_shape, *image_shape, hidden_size)
-        zeros = jnp.zeros(shape, accumulator_dtype(params.b.dtype))
-        return LSTMState(zeros, zeros)
-
+    maps = *image_shape, hidden_size
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=zero_state(maps, maps),
         step=gated._replace(mix=lambda weights, state: _convolve(state.h, weights.w_s)),
         project=lambda weights, x: parts.add_bias(_convolve(x, weights.w_x), weights.b),
         readout=lambda weights, state: parts.output(weights, state.h),

@@ -201,7 +201,7 @@ def _leaky(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=GatedStep(_mix, pointwise),
         project=parts.project,
         readout=parts.output,

@@ -59,7 +59,7 @@ def elman(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=parts.activated_step(mix, activation),
         project=parts.project,
         readout=parts.output,

@@ -77,7 +77,7 @@ def gru(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=GatedStep(_mix, _pointwise, _pointwise_fwd, _pointwise_bwd),
         project=parts.project,
         readout=parts.output,

@@ -56,7 +56,7 @@ def gru_reset_before(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=_step,
         project=parts.project,
         readout=parts.output,

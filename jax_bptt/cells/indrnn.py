@@ -91,7 +91,7 @@ def indrnn(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=step,
         project=parts.project,
         readout=parts.output,

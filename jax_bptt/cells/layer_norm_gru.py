@@ -82,12 +82,12 @@ def layer_norm_gru(
 
     def init(key):
         p = parts.init_params(key, input_size, 3, hidden_size, output_size, dtype)
-        ones, zeros = jnp.ones_like(p.b), jnp.zeros_like(p.b[0])
-        return LayerNormGRUParams(p.w_x, p.w_s, p.b, zeros, ones, ones, p.w_y)
+        b_n, gain_x, gain_s = jnp.zeros_like(p.b[0]), jnp.ones_like(p.b), jnp.ones_like(p.b)
+        return LayerNormGRUParams(p.w_x, p.w_s, p.b, b_n, gain_x, gain_s, p.w_y)
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=_step,
         project=_project,
         readout=parts.output,

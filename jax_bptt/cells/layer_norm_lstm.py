@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.cells import parts
-from jax_bptt.cells.lstm import F_GATE, LSTMState
+from jax_bptt.cells.lstm import F_GATE, LSTMState, zero_state
 from jax_bptt.core.types import Cell
 
 EPSILON = 1e-5
@@ -97,16 +97,13 @@ def layer_norm_lstm(
     def init(key):
         p = parts.init_params(key, input_size, 4, hidden_size, output_size, dtype)
         b = p.b.at[F_GATE].set(float(forget_bias))
-        ones, zeros = jnp.ones_like(b), jnp.zeros_like(b[0])
-        return LayerNormLSTMParams(p.w_x, p.w_s, b, ones, ones, jnp.ones_like(zeros), zeros, p.w_y)
-
-    def initial_state(params, batch_shape):
-        zeros = parts.zero_hidden(params, batch_shape)
-        return LSTMState(zeros, zeros)
+        gain_x, gain_s = jnp.ones_like(b), jnp.ones_like(b)
+        gain_c, b_c = jnp.ones_like(b[0]), jnp.zeros_like(b[0])
+        return LayerNormLSTMParams(p.w_x, p.w_s, b, gain_x, gain_s, gain_c, b_c, p.w_y)
 
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=zero_state((hidden_size,), (hidden_size,)),
         step=_step,
         project=project_normalised,
         readout=lambda weights, state: parts.output(weights, state.h),

@@ -61,7 +61,10 @@ def learned_state(cell: Cell) -> Cell:
 
     def initial_state(params, batch_shape):
         _, rest = trees.partition(cell.initial_state(params.cell, batch_shape))
-        start = jax.tree.map(lambda s: jnp.broadcast_to(s, (*batch_shape, *s.shape)), params.start)
+        # A copy even without a batch, so that parameters and state can both be donated.
+        start = jax.tree.map(
+            lambda s: jnp.broadcast_to(s, (*batch_shape, *s.shape)).copy(), params.start
+        )
         return trees.combine(start, rest)
 
     return cell._replace(

@@ -1,5 +1,6 @@
 """Long short-term memory with a forget gate."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -72,19 +73,26 @@ def lstm(
         params = parts.init_params(key, input_size, 4, hidden_size, output_size, dtype)
         return params._replace(b=params.b.at[F_GATE].set(float(forget_bias)))
 
-    def initial_state(params, batch_shape):
-        zeros = parts.zero_hidden(params, batch_shape)
-        return LSTMState(zeros, zeros)
-
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=zero_state((hidden_size,), (hidden_size,)),
         step=GatedStep(_mix, _pointwise, _pointwise_fwd, pointwise_bwd),
         project=parts.project,
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
         any_batch=True,
     )
+
+
+def zero_state(h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> Callable[..., LSTMState]:
+    """Return the `initial_state` of a cell with an `LSTMState` of these shapes, without a batch."""
+
+    def initial_state(params, batch_shape):
+        # Two arrays, each with a buffer of its own, so that the state can be donated.
+        h, c = (parts.zeros(params, batch_shape, *shape) for shape in (h_shape, c_shape))
+        return LSTMState(h, c)
+
+    return initial_state
 
 
 def _mix(weights, state):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.cells.lstm import F_GATE, G_GATE, LSTMState, pointwise_bwd
+from jax_bptt.cells.lstm import F_GATE, G_GATE, LSTMState, pointwise_bwd, zero_state
 from jax_bptt.core.types import Cell, GatedStep
 
 
@@ -84,13 +84,9 @@ def lstm_peephole(
         b = p.b.at[F_GATE].set(float(forget_bias))
         return LSTMPeepholeParams(p.w_x, p.w_s, jnp.zeros_like(b[:3]), b, p.w_y)
 
-    def initial_state(params, batch_shape):
-        zeros = parts.zero_hidden(params, batch_shape)
-        return LSTMState(zeros, zeros)
-
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=zero_state((hidden_size,), (hidden_size,)),
         step=GatedStep(_mix, _pointwise, _pointwise_fwd, pointwise_bwd),
         project=parts.project,
         readout=lambda weights, state: parts.output(weights, state.h),

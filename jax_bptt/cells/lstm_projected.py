@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm
+from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm, zero_state
 from jax_bptt.core.checks import positive_size
 from jax_bptt.core.types import Cell, GatedStep
 
@@ -105,10 +105,6 @@ def lstm_projected(
             else parts.draw(glorot, key_y, (projection_size, output_size), dtype),
         )
 
-    def initial_state(params, batch_shape):
-        h = parts.zero_hidden(params, batch_shape)
-        return LSTMState(h, jnp.zeros((*batch_shape, hidden_size), h.dtype))
-
     def step(weights, state, drive):
         # An LSTM's arithmetic within units reads c, drive and feedback, but not h.
         new = pointwise(weights, state, drive, parts.product(state.h, weights.w_s))
@@ -116,7 +112,7 @@ def lstm_projected(
 
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=zero_state((projection_size,), (hidden_size,)),
         step=step,
         project=parts.project,
         readout=lambda weights, state: parts.output(weights, state.h),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, DiagonalStep
 
 
@@ -84,12 +83,9 @@ def diagonal_cell(sizes: tuple[int, int, int, int | None], coefficients: Any, dt
             return MinParams(w_x, b)
         return MinParams(w_x, b, parts.draw(glorot, key_y, (hidden_size, output_size), dtype))
 
-    def initial_state(params, batch_shape):
-        return jnp.zeros((*batch_shape, hidden_size), accumulator_dtype(params.b.dtype))
-
     return Cell(
         init=init,
-        initial_state=initial_state,
+        initial_state=parts.zero_hidden(hidden_size),
         step=DiagonalStep(coefficients),
         project=parts.project,
         readout=parts.output,

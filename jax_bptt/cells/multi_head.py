@@ -22,7 +22,8 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
     w_s orthogonal for each gate.
 
     Args:
-      cell: a `Cell` with a `GatedStep`, params with a field `w_s` [H, G, H], and no `prepare`.
+      cell: a `Cell` with a `GatedStep`, params with a field `w_s` [H, G, H], and no `prepare`. Its
+        initial state has its size from elsewhere than `w_s`, as those of the library's cells do.
       heads: a divisor of H.
 
     Returns:
@@ -77,14 +78,9 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
         blocks = jnp.swapaxes(blocks.reshape(heads, gates, units, units), 1, 2)
         return params._replace(w_s=blocks.astype(dtype))
 
-    def initial_state(params, batch_shape):
-        # Of w_s a state needs the shape alone.
-        whole = jnp.zeros((size, gates, size), params.w_s.dtype)
-        return cell.initial_state(params._replace(w_s=whole), batch_shape)
-
     mix = _by_head(cell, cell.step, size, heads)
     step = cell.step._replace(mix=mix, heads=heads)
-    return cell._replace(init=init, initial_state=initial_state, step=step)
+    return cell._replace(init=init, step=step)
 
 
 def _by_head(cell: Cell, step: GatedStep, size: int, heads: int):

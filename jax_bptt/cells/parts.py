@@ -53,11 +53,11 @@ def add_bias(z: Array, b: Array) -> Array:
 
 
 def spread(w: Array, like: Array) -> Array:
-    """Return a weight [..., H] to meet `like` [*batch, ..., H]: axes of one, in the dtype of `like`.
+    """Return a weight [..., H] as [1, ..., 1, ..., H], to meet `like` [*batch, ..., H] by unit.
 
-    Those axes are left to the operation in which the two meet. A copy for every sequence of a batch
-    split over devices would have no part in the split on a mesh of explicit axes, and the gradient
-    of `like` would be gathered to add up that of the weight.
+    The dtype is that of `like`. The axes of one are left to the operation in which the two meet:
+    on a mesh of explicit axes, a copy of the weight for every sequence has no part in the split of
+    the batch over devices, and its gradient would be gathered from all of them to be added up.
     """
     return lax.expand_dims(w.astype(like.dtype), range(like.ndim - w.ndim))
 
@@ -128,10 +128,14 @@ def output(weights: Any, hidden: Array) -> Array:
     return hidden if weights.w_y is None else product(hidden, weights.w_y)
 
 
-def zero_hidden(params: Any, batch_shape: tuple[int, ...]) -> Array:
-    """Return a zero hidden state [*batch, H], in at least single precision."""
-    w_s = params.w_s
-    return jnp.zeros((*batch_shape, w_s.shape[0]), accumulator_dtype(w_s.dtype))
+def zeros(params: Any, batch_shape: tuple[int, ...], *shape: int) -> Array:
+    """Return zeros [*batch, *shape] for a state, in at least single precision."""
+    return jnp.zeros((*batch_shape, *shape), accumulator_dtype(params.b.dtype))
+
+
+def zero_hidden(hidden_size: int) -> Callable[..., Array]:
+    """Return the `initial_state` of a cell whose state is a single array, [*batch, H]."""
+    return lambda params, batch_shape: zeros(params, batch_shape, hidden_size)
 
 
 def features(size: int) -> jax.ShapeDtypeStruct:

@@ -3,7 +3,8 @@
 A gate's matrix is written W_g = w_s[:, g, :]. The wrapped cell has the params of the inner one,
 with something else in the place of `w_s`, and the step of the inner one, hand-written pair
 included: the reverse pass through time knows nothing of it, and `jax.vjp` of `prepare` does the
-rest.
+rest. The inner one's initial state is handed these params too: like the library's own, it has its
+size from its constructor and not from `w_s`.
 """
 
 from collections.abc import Callable
@@ -251,14 +252,10 @@ def _reparametrized(
         params = cell.init(key_cell)
         return params._replace(w_s=_widened(lambda w: split(key_split, w), params.w_s))
 
-    def inner(params):
-        return params._replace(w_s=_widened(join, params.w_s))
+    def prepare(params):
+        return cell.prepare(params._replace(w_s=_widened(join, params.w_s)))
 
-    return cell._replace(
-        init=init,
-        initial_state=lambda params, batch_shape: cell.initial_state(inner(params), batch_shape),
-        prepare=lambda params: cell.prepare(inner(params)),
-    )
+    return cell._replace(init=init, prepare=prepare)
 
 
 def _widened(fun: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:

@@ -118,8 +118,8 @@ def slstm(
         return SLSTMParams(*params._replace(b=params.b.at[F_GATE].set(float(forget_bias))))
 
     def initial_state(params, batch_shape):
-        zeros = parts.zero_hidden(params, batch_shape)
-        return SLSTMState(zeros, zeros, zeros, jnp.full_like(zeros, LOG_ZERO))
+        h, c, n, m = (parts.zeros(params, batch_shape, hidden_size) for _ in range(4))
+        return SLSTMState(h, c, n, m + LOG_ZERO)
 
     def pointwise(weights, state, drive, feedback):
         a = drive + feedback

@@ -63,7 +63,7 @@ def ugrnn(
 
     return Cell(
         init=init,
-        initial_state=parts.zero_hidden,
+        initial_state=parts.zero_hidden(hidden_size),
         step=GatedStep(_mix, _pointwise, _pointwise_fwd, _pointwise_bwd),
         project=parts.project,
         readout=parts.output,

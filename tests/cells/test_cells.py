@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
+from tests.registry import CELLS, each_cell
 
 CONSTRUCTORS = {
     jb.elman: 1,
@@ -143,3 +144,31 @@ def test_without_a_readout_the_output_is_the_hidden_state(constructor):
     last_state, ys = jb.unroll(cell, cell.init(jax.random.key(0)), np.ones((4, 2, I)))
     hidden = getattr(last_state, "h", last_state)
     np.testing.assert_array_equal(ys[-1], hidden)
+
+
+def _buffers(tree):
+    return [jnp.asarray(leaf).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
+
+
+@each_cell
+def test_every_fresh_array_has_a_buffer_of_its_own(name):
+    """So that parameters and state can be donated, in one call."""
+    cell = CELLS[name].cell
+    params = cell.init(jax.random.key(0))
+    fresh = params, cell.initial_state(params, (2,))
+    assert len(set(_buffers(fresh))) == len(_buffers(fresh))
+
+
+def test_a_learned_start_is_copied_without_a_batch():
+    cell = jb.learned_state(jb.lstm(input_size=I, hidden_size=H))
+    params = cell.init(jax.random.key(0))
+    assert not set(_buffers(params)) & set(_buffers(cell.initial_state(params, ())))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("wrap", [lambda cell: cell, jb.orthogonal, jb.learned_state])
+def test_a_state_is_in_at_least_single_precision(wrap, dtype):
+    cell = wrap(jb.elman(input_size=I, hidden_size=H, dtype=dtype))
+    state = cell.initial_state(cell.init(jax.random.key(0)), (2,))
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    assert state.shape == (2, H) and state.dtype == wide
