@@ -3,6 +3,7 @@
 from jax_bptt import interop as interop
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
+from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
@@ -39,7 +40,6 @@ from jax_bptt.cells.slstm import SLSTMParams, SLSTMState, slstm
 from jax_bptt.cells.ugrnn import ugrnn
 from jax_bptt.cells.weight_noise import weight_noise
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
-from jax_bptt.core.bptt import bptt
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
 from jax_bptt.diagnostics.contributions import contributions
 from jax_bptt.layers.batch_major import batch_major

@@ -158,31 +158,11 @@ CELLS = {
 }
 
 
-def split_where_possible(**options: Any) -> Any:
-    """Return `bptt` in two halves of the batch, or whole for a cell or a batch that has none."""
-    split, whole = jb.bptt(split_batch=True, **options), jb.bptt(split_batch=False, **options)
-
-    def either(run, other):
-        def chosen(*args):
-            try:
-                return run(*args)
-            except ValueError as error:
-                assert "split_batch=True, but" in str(error)
-                return other(*args)
-
-        return chosen
-
-    return jb.Algorithm(
-        either(split.forward, whole.forward), either(split.backward, whole.backward)
-    )
-
-
 ALGORITHMS = {
     "bptt": jb.bptt(),
     "bptt_1": jb.bptt(block_length=1),
     "bptt_3": jb.bptt(block_length=3),
     "bptt_kept": jb.bptt(block_length=3, recompute=False),
-    "bptt_split": split_where_possible(block_length=3),
     "autodiff": jb.autodiff(),
     "fused": jb.fused(),
 }

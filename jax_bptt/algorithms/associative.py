@@ -51,11 +51,15 @@ def associative() -> Algorithm:
     """
     shared = diagonal_algorithm(_recurrence)
 
-    def forward(cell, weights, start, *given):
-        _check(cell, start)
-        return shared.forward(cell, weights, start, *given)
+    def run(cell, inputs):
+        _check(cell, inputs.state)
+        return shared.run(cell, inputs)
 
-    return Algorithm(forward, shared.backward)
+    def forward(cell, inputs):
+        _check(cell, inputs.state)
+        return shared.forward(cell, inputs)
+
+    return Algorithm(run, forward, shared.backward)
 
 
 def _recurrence(

@@ -25,14 +25,16 @@ def autodiff() -> Algorithm:
       (10, 4)
     """
 
-    def forward(cell, weights, start, xs, controls, wants_residuals):
-        def advance(state, inputs):
-            x, controls = inputs
-            old = controls.restart(start, state)
-            new = cell.step(weights, old, cell.project(weights, x))
-            state = controls.hold(new, old)
+    def run(cell, inputs):
+        weights, state, xs, start, controls = inputs
+
+        def step(state, inputs):
+            x, control = inputs
+            prev = control.enter(start, state)
+            new = cell.step(weights, prev, cell.project(weights, x))
+            state = control.hold(new, prev)
             return state, cell.readout(weights, state)
 
-        return lax.scan(advance, start, (xs, controls)), ()
+        return lax.scan(step, state, (xs, controls))
 
-    return Algorithm(forward, None)
+    return Algorithm(run)

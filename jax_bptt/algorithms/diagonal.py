@@ -11,13 +11,24 @@ them there of lambda and the states, which spares an array of the size of the st
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import adjoint, primal, trees
+from jax_bptt.core import trees
+from jax_bptt.core.forward import Stretch, entering, over_time
+from jax_bptt.core.linearize import linearize
+from jax_bptt.core.reverse import readout_gradient
 from jax_bptt.core.sequence import Controls, select
-from jax_bptt.core.types import Algorithm, DiagonalStep, PyTree
+from jax_bptt.core.types import Algorithm, DiagonalStep, Gradient, Inputs, PyTree
+
+
+class Saved(NamedTuple):
+    """What the reverse pass reads: the inputs of the run and s_1..s_T."""
+
+    inputs: Inputs
+    states: PyTree
 
 
 def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algorithm:
@@ -34,46 +45,48 @@ def diagonal_algorithm(recurrence: Callable[..., tuple[PyTree, PyTree]]) -> Algo
         it is known to be the same at all steps.
     """
 
-    def forward(cell, weights, start, xs, controls, wants_residuals):
-        drives = primal.over_time(cell, cell.project)(weights, xs)
+    def forward(cell, inputs):
+        weights, state, xs, start, controls = inputs
+        drives = over_time(cell, cell.project)(weights, xs)
         coefficients = _coefficients(cell, weights)
         a, b = coefficients(drives)
-        a, b = _held(a, controls), controls.hold(b, None)
+        a, b = _held(a, controls), controls.taken(b)
         if controls.reset is not None:
-            # What enters the step is s_0, so that the whole of it is an offset.
+            # What enters the step is the start, so that the whole of it is an offset.
             restarted = jax.tree.map(lambda a, s, b: a * s[None] + b, a, start, b)
             b = select(controls.reset, restarted, b)
         constant = _constant(coefficients, drives, controls)
-        states, last_state = recurrence(start, _cut(a, controls), b, constant, False)
-        ys = primal.over_time(cell, cell.readout)(weights, states)
-        return (last_state, ys), (weights, start, xs, controls, states)
+        states, last_state = recurrence(state, _cut(a, controls), b, constant, False)
+        ys = over_time(cell, cell.readout)(weights, states)
+        return (last_state, ys), Saved(inputs, states)
 
-    def backward(cell, residuals, d_last_state, d_ys, wants_xs):
-        weights, start, xs, controls, states = residuals
-        drives, pull_project = trees.inexact_vjp(primal.over_time(cell, cell.project), weights, xs)
-        prevs = primal.previous_states(start, start, states, controls)
-        linearization = adjoint.linearize(cell, weights, prevs, states, drives)
-        a = _held(linearization.residuals, controls)
-        d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
+    def backward(cell, saved, d_last_state, d_ys):
+        (weights, state, xs, start, controls), states = saved
+        drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
+        prevs = entering(start, state, states, controls)
+        linear = linearize(cell, weights, Stretch(prevs, drives, states))
+        a = _held(linear.residuals, controls)
+        d_readout, g = readout_gradient(cell, weights, states, d_ys)
         constant = _constant(_coefficients(cell, weights), drives, controls)
-        lambdas, d_start = recurrence(d_last_state, _cut(a, controls), d_states, constant, True)
+        lambdas, d_state = recurrence(d_last_state, _cut(a, controls), g, constant, True)
+        d_start = None
         if controls.reset is not None:
             restarts = select(controls.reset, jax.tree.map(jnp.multiply, a, lambdas))
-            d_start = jax.tree.map(lambda d, r: d + r.sum(0), d_start, restarts)
+            d_start = jax.tree.map(lambda d: d.sum(0), restarts)
 
-        d_step, d_drives = linearization.accumulate(controls.hold(lambdas, None))
+        d_step, d_drives = linear.accumulate(controls.taken(lambdas), ())
         d_project, d_xs = pull_project(d_drives)
-        d_weights = trees.add(d_step, d_project)
-        return d_weights if d_readout is None else trees.add(d_weights, d_readout), d_start, d_xs
+        d_weights = trees.add(trees.add(d_step, d_project), d_readout)
+        return Gradient(d_weights, d_state, d_xs, d_start)
 
-    return Algorithm(forward, backward)
+    return Algorithm(lambda cell, inputs: forward(cell, inputs)[0], forward, backward)
 
 
 def _coefficients(cell, weights):
     step = cell.step
     assert isinstance(step, DiagonalStep)
-    over_time = primal.over_time(cell, step.coefficients)
-    return lambda drives: over_time(weights, drives)
+    coefficients = over_time(cell, step.coefficients)
+    return lambda drives: coefficients(weights, drives)
 
 
 def _held(a: PyTree, controls: Controls) -> PyTree:
@@ -83,7 +96,7 @@ def _held(a: PyTree, controls: Controls) -> PyTree:
 
 def _cut(a: PyTree, controls: Controls) -> PyTree:
     """Return the factors with zero where the state starts again."""
-    return controls.restart(jax.tree.map(jnp.zeros_like, a), a)
+    return a if controls.reset is None else select(~controls.reset, a)
 
 
 def _constant(coefficients: Callable, drives: PyTree, controls: Controls) -> PyTree:

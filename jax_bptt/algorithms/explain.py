@@ -4,7 +4,7 @@ import jax
 
 from jax_bptt.core.checks import batch_shape
 from jax_bptt.core.types import Cell, PyTree
-from jax_bptt.kernels.choice import check_device, choose, proven_on
+from jax_bptt.kernels.choice import check_device, choose
 
 
 def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None) -> str:
@@ -18,8 +18,7 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
 
     Returns:
       A few lines; where the scan runs, the reason of each kernel for the device; where a kernel
-      does, which derivatives are those of the scan, and on which devices `unroll` takes it unless
-      told otherwise.
+      does, which derivatives are those of the scan.
 
     Raises:
       ValueError: the device is none of these.
@@ -44,10 +43,9 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
     if isinstance(choice, str):
         return f"fused() runs bptt(), a scan over time:\n{choice}"
     kernel, form = choice
-    kinds = ", ".join(proven_on(kernel.name))
     rest = (
         "derivatives in forward mode and of second or higher order run the scan\n"
-        f"unroll takes it by default on: {kinds or 'no device, it is proven on none so far'}"
+        "unroll takes it when told to: algorithm=jb.fused()"
     )
     if form is None:
         told = f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"

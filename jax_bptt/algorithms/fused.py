@@ -1,16 +1,12 @@
 """All steps of a sequence in one kernel, forward and reverse, where there is one for the device."""
 
-from collections.abc import Callable
-
-import jax
-
+from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.fused_diagonal import fused_diagonal
 from jax_bptt.algorithms.fused_gated import fused_gated
-from jax_bptt.core.bptt import bptt
 from jax_bptt.core.checks import require
-from jax_bptt.core.derivative import twice_differentiable
-from jax_bptt.core.types import Algorithm
-from jax_bptt.kernels.choice import Choice, check_device, choose, proven
+from jax_bptt.core.derivative import forward_mode_of
+from jax_bptt.core.types import Algorithm, Cell, Inputs
+from jax_bptt.kernels.choice import check_device, choose
 
 
 def fused(
@@ -59,8 +55,7 @@ def fused(
     largest products leave an error of 1e-8. What the forward kernel keeps for the reverse one, five
     arrays of [T, B, H] for an LSTM, is in the dtype of the operands. The kernels have been compiled
     for an H200 and a TPU v5e and run in the interpreter of JAX; they have not been run on either,
-    so that nothing is known of their speed. `unroll` takes one unless told otherwise only on a kind
-    of device where it is proven: right and faster than the scan (`jax_bptt.kernels.choice.PROVEN`).
+    so that nothing is known of their speed, and `unroll` takes one only when told to.
 
     Args:
       approximate: whether a GPU's transcendental functions may be the hardware's own, of about 11
@@ -96,63 +91,35 @@ def fused(
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
     require(device is not None or not interpret, message)
 
-    def chosen(cell, weights, state, xs):
-        choice = choose(cell, weights, state, xs, device)
-        return None if isinstance(choice, str) else choice
+    def algorithm(cell: Cell, inputs: Inputs) -> Algorithm:
+        choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
+        if isinstance(choice, str):
+            return bptt()
+        if choice.form is None:
+            recurrence = choice.kernel.module, choice.kernel.interpreter(interpret)
+            return _with_forward_mode(fused_diagonal(*recurrence))
+        options = {"approximate": approximate, "interpret": interpret}
+        return _with_forward_mode(fused_gated(choice.kernel, choice.form, **options))
 
-    return _by(chosen, approximate, interpret)
+    def run(cell, inputs):
+        return algorithm(cell, inputs).run(cell, inputs)
 
+    def forward(cell, inputs):
+        own = algorithm(cell, inputs).forward
+        assert own is not None
+        return own(cell, inputs)
 
-def default() -> Algorithm:
-    """Return what `unroll` runs unless told otherwise.
+    def backward(cell, saved, d_last_state, d_ys):
+        # The choice follows from the inputs, so that it is the one of `forward`.
+        own = algorithm(cell, saved.inputs).backward
+        assert own is not None
+        return own(cell, saved, d_last_state, d_ys)
 
-    That is `fused()` where a kernel takes the cell that is proven on the device at hand (see
-    `jax_bptt.kernels.choice.PROVEN`), and `bptt()` elsewhere.
-    """
-
-    def chosen(cell, weights, state, xs):
-        names = proven(jax.devices()[0].device_kind)
-        choice = choose(cell, weights, state, xs, None) if names else ""
-        return None if isinstance(choice, str) or choice.kernel.name not in names else choice
-
-    return _by(chosen)
-
-
-def _kernel(choice: Choice, approximate: bool, interpret: bool) -> Algorithm:
-    """Return the algorithm that runs a kernel."""
-    kernel, form = choice
-    if form is None:
-        return fused_diagonal(kernel.module, kernel.interpreter(interpret))
-    return fused_gated(kernel, form, approximate=approximate, interpret=interpret)
+    return Algorithm(run, forward, backward)
 
 
-def _by(
-    chosen: Callable[..., Choice | None], approximate: bool = False, interpret: bool = False
-) -> Algorithm:
-    """Return the algorithm that runs what `chosen(cell, weights, state, xs)` is, run by run.
-
-    None stands for the scan.
-    """
-
-    def algorithm(cell, weights, state, xs):
-        choice = chosen(cell, weights, state, xs)
-        return bptt() if choice is None else _kernel(choice, approximate, interpret)
-
-    def run(cell, weights, state, xs, *given):
-        return algorithm(cell, weights, state, xs).forward(cell, weights, state, xs, *given)
-
-    def backward(cell, residuals, *given):
-        # All three keep first what the choice depends on, so that it is the one of `run`.
-        weights, state, xs, *_ = residuals
-        reverse = algorithm(cell, weights, state, xs).backward
-        assert reverse is not None
-        return reverse(cell, residuals, *given)
-
-    run_kernel = twice_differentiable(Algorithm(run, backward)).forward
-
-    def forward(cell, weights, state, xs, *given):
-        # A kernel chooses again: what it is made of has to be made within what is wrapped.
-        scans = chosen(cell, weights, state, xs) is None
-        return (run if scans else run_kernel)(cell, weights, state, xs, *given)
-
-    return Algorithm(forward, backward)
+def _with_forward_mode(kernel: Algorithm) -> Algorithm:
+    """Return `kernel` with the forward mode of the scan: JAX cannot differentiate a kernel."""
+    forward = forward_mode_of(bptt().run, kernel.forward)
+    alone = forward_mode_of(bptt().run, lambda cell, inputs: (kernel.run(cell, inputs), ()))
+    return Algorithm(lambda cell, inputs: alone(cell, inputs)[0], forward, kernel.backward)

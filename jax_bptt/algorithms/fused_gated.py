@@ -7,23 +7,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core import adjoint, primal, trees
+from jax_bptt.core import trees
 from jax_bptt.core.checks import batch_shape
+from jax_bptt.core.forward import entering, over_time
+from jax_bptt.core.reverse import readout_gradient
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.types import Algorithm, GatedStep, PyTree
+from jax_bptt.core.types import Algorithm, GatedStep, Gradient, Inputs, PyTree
 from jax_bptt.kernels.choice import Kernel
 from jax_bptt.kernels.form import HELD, RESET, Form, split_gates, stack_gates
 
 
-class _Kept(NamedTuple):
-    """The arguments of the run, and what the reverse kernel reads besides: states, saved tiles."""
+class Saved(NamedTuple):
+    """What the reverse pass reads: the inputs of the run, s_1..s_T, tiles the kernel has kept."""
 
-    weights: PyTree
-    state: PyTree
-    xs: PyTree
-    controls: Controls
+    inputs: Inputs
     states: PyTree
-    saved: tuple[Array, ...]
+    tiles: tuple[Array, ...]
 
 
 def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: bool) -> Algorithm:
@@ -37,54 +36,57 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
     """
     options = {"approximate": approximate, "interpret": kernel.interpreter(interpret)}
 
-    def forward(cell, weights, state, xs, controls, wants_residuals):
-        drives = primal.over_time(cell, cell.project)(weights, xs)
+    def forward(cell, inputs, save=True):
+        weights, state, xs, _, controls = inputs
+        drives = over_time(cell, cell.project)(weights, xs)
         batch = batch_shape(cell, xs)
         (steps,) = jax.tree.leaves(xs)[0].shape[:1]
         gates = stack_gates(drives, 1 + len(batch))
         rows = math.prod(batch)
-        found, saved = kernel.module.forward(
+        found, tiles = kernel.module.forward(
             form,
             _flat(state, rows),
             gates.reshape(steps, rows, *gates.shape[-2:]),
             _flags(controls, steps, rows),
-            save=wants_residuals,
+            save=save,
             **options,
         )
         leaves, structure = jax.tree.flatten(state)
         shaped = [s.reshape(steps, *like.shape) for s, like in zip(found, leaves, strict=True)]
         states = jax.tree.unflatten(structure, shaped)
-        ys = primal.over_time(cell, cell.readout)(weights, states)
+        ys = over_time(cell, cell.readout)(weights, states)
         last_state = jax.tree.map(lambda s: s[-1], states)
-        return (last_state, ys), _Kept(weights, state, xs, controls, states, saved)
+        return (last_state, ys), Saved(inputs, states, tiles)
 
-    def backward(cell, residuals, d_last_state, d_ys, wants_xs):
-        weights, state, xs, controls, states, saved = residuals
+    def run(cell, inputs):
+        return forward(cell, inputs, save=False)[0]
+
+    def backward(cell, saved, d_last_state, d_ys):
+        (weights, state, xs, start, controls), states, tiles = saved
         step = cell.step
         assert isinstance(step, GatedStep)
         batch = batch_shape(cell, xs)
         (steps,), rows = jax.tree.leaves(xs)[0].shape[:1], math.prod(batch)
-        d_readout, d_states = adjoint.readout_gradient(cell, weights, states, d_ys)
+        d_readout, g = readout_gradient(cell, weights, states, d_ys)
         structure = jax.tree.structure(state)
-        given = jax.tree.leaves(d_states, is_leaf=lambda d: d is None)
+        given = jax.tree.leaves(g, is_leaf=lambda d: d is None)
         d_first, d_start, emitted, lambdas = kernel.module.backward(
             form,
             _flat(state, rows),
             _flat(states, steps, rows),
-            saved,
+            tiles,
             _flags(controls, steps, rows),
             _flat(d_last_state, rows),
             tuple(d if d is None else d.reshape(steps, rows, -1) for d in given),
             **options,
         )
         d_state = _shaped(d_first, structure, batch)
-        if d_start is not None:
-            d_state = trees.add(d_state, _shaped(d_start, structure, batch))
+        d_start = None if start is None else _shaped(d_start, structure, batch)
 
-        drives, pull_project = trees.inexact_vjp(primal.over_time(cell, cell.project), weights, xs)
-        prevs = primal.previous_states(state, state, states, controls)
+        drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
+        prevs = entering(start, state, states, controls)
         feedbacks, pull_mix = trees.inexact_vjp(
-            lambda w: primal.over_time(cell, step.mix)(w, prevs), weights
+            lambda w: over_time(cell, step.mix)(w, prevs), weights
         )
 
         def cotangent(numbers, like):
@@ -95,17 +97,14 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         (d_weights,) = pull_mix(cotangent(form.step.d_feedback, feedbacks))
         if lambdas is not None:
             _, pull = trees.inexact_vjp(
-                lambda w: primal.over_time(cell, step.pointwise)(w, prevs, drives, feedbacks),
-                weights,
+                lambda w: over_time(cell, step.pointwise)(w, prevs, drives, feedbacks), weights
             )
             d_weights = trees.add(d_weights, pull(_shaped(lambdas, structure, (steps, *batch)))[0])
         d_project, d_xs = pull_project(cotangent(form.step.d_drive, drives))
-        d_weights = trees.add(d_weights, d_project)
-        if d_readout is not None:
-            d_weights = trees.add(d_weights, d_readout)
-        return trees.cast_gradient(d_weights, weights), d_state, d_xs
+        d_weights = trees.add(trees.add(d_weights, d_project), d_readout)
+        return Gradient(trees.cast_gradient(d_weights, weights), d_state, d_xs, d_start)
 
-    return Algorithm(forward, backward)
+    return Algorithm(run, forward, backward)
 
 
 def _flags(controls: Controls, steps: int, rows: int) -> Array | None:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_bptt.algorithms.fused import default
+from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.core import checks, sequence, sequence_checks, trees
 from jax_bptt.core.derivative import differentiable
-from jax_bptt.core.types import Algorithm, Cell, PyTree
+from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
 
 def unroll(
@@ -27,8 +27,7 @@ def unroll(
         s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)        t = 1..T
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
-    is explicit backpropagation through time, `bptt()`, or `fused()` on devices where its kernels
-    are proven. Forward mode and derivatives of any order are exact as well. T = 0 returns the state
+    is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order are exact as well. T = 0 returns the state
     as it came.
 
     Args:
@@ -63,16 +62,15 @@ def unroll(
       >>> last_state.shape, ys.shape
       ((2, 5), (7, 2, 5))
     """
-    algorithm = default() if algorithm is None else algorithm
+    algorithm = bptt() if algorithm is None else algorithm
     checks.algorithm("unroll", algorithm)
     _, weights, xs, state = checks.inputs("unroll", cell, params, xs, state)
     checks.pair("unroll", cell)
     options = sequence_checks.options("unroll", cell, xs, state, lengths, resets, mask, reverse)
     xs, controls, valid = sequence.arrange(xs, *options)
-    if algorithm.backward is None:
-        (last_state, ys), _ = algorithm.forward(cell, weights, state, xs, controls, False)
-    else:
-        last_state, ys = differentiable(cell, algorithm, weights, state, xs, controls)
+    start = None if controls.reset is None else state
+    inputs = Inputs(weights, state, xs, start, controls)
+    last_state, ys = differentiable(cell, algorithm, inputs)
     return last_state, sequence.restore(ys, valid, reverse)
 
 
@@ -131,14 +129,14 @@ def bptt_gradients(
       ((5, 1, 5), (7, 2, 3), (2, 5))
     """
     name = "bptt_gradients"
-    algorithm = default() if algorithm is None else algorithm
+    algorithm = bptt() if algorithm is None else algorithm
     checks.algorithm(name, algorithm)
     checks.require(
-        algorithm.backward is not None,
+        algorithm.forward is not None and algorithm.backward is not None,
         f"{name}: this algorithm has no explicit backward; JAX differentiates it. Take jax.vjp of "
         "unroll, or an algorithm such as jb.bptt().",
     )
-    assert algorithm.backward is not None
+    assert algorithm.forward is not None and algorithm.backward is not None
     learned_start = state is None
     params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
     checks.pair(name, cell)
@@ -146,7 +144,9 @@ def bptt_gradients(
     (run_xs, controls, valid), pull_arrange = trees.inexact_vjp(
         lambda xs: sequence.arrange(xs, *options), xs
     )
-    (last_state, ys), residuals = algorithm.forward(cell, weights, state, run_xs, controls, True)
+    start = None if controls.reset is None else state
+    inputs = Inputs(weights, state, run_xs, start, controls)
+    (last_state, ys), saved = algorithm.forward(cell, inputs)
     ys, pull_restore = trees.inexact_vjp(lambda ys: sequence.restore(ys, valid, reverse), ys)
     if d_ys is not None:
         (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))
@@ -156,10 +156,11 @@ def bptt_gradients(
         )
     else:
         d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
-    d_weights, d_state, d_xs = algorithm.backward(cell, residuals, d_last_state, d_ys, True)
-    (d_xs,) = pull_arrange((d_xs, sequence.Controls(), None))
+    found = algorithm.backward(cell, saved, d_last_state, d_ys)
+    d_state = found.state if start is None else trees.add(found.state, found.start)
+    (d_xs,) = pull_arrange((found.xs, sequence.Controls(), None))
     _, pull_prepare = trees.inexact_vjp(cell.prepare, params)
-    (d_params,) = pull_prepare(d_weights)
+    (d_params,) = pull_prepare(found.weights)
     if learned_start:
         batch_shape = checks.batch_shape(cell, xs)
         _, pull_start = trees.inexact_vjp(lambda p: cell.initial_state(p, batch_shape), params)

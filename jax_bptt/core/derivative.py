@@ -17,6 +17,7 @@ the algorithm's own reverse pass. Derivatives of the system with respect to what
 the higher orders.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -24,124 +25,131 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from jax_bptt.core import primal, trees
-from jax_bptt.core.sequence import Controls
-from jax_bptt.core.types import Algorithm, Cell, PyTree
+from jax_bptt.core import trees
+from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
 
-def differentiable(
-    cell: Cell,
-    algorithm: Algorithm,
-    weights: PyTree,
-    state: PyTree,
-    xs: PyTree,
-    controls: Controls,
-) -> tuple[PyTree, PyTree]:
+def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[PyTree, PyTree]:
     """Run `algorithm` so that JAX differentiates it by its explicit backward.
 
     Args:
       cell: the cell.
-      algorithm: one with a `backward`, which must be the exact gradient.
-      weights: prepared parameters.
-      state: s_0.
-      xs: [T, *batch, ...].
-      controls: when the state moves.
+      algorithm: if it has no `backward`, JAX differentiates its `run`.
+      inputs: of the run.
 
     Returns:
       (last_state, ys).
     """
-    backward = algorithm.backward
-    assert backward is not None
+    if algorithm.backward is None or algorithm.forward is None:
+        return algorithm.run(cell, inputs)
+    forward, backward = algorithm.forward, algorithm.backward
 
     @jax.custom_jvp
-    def run(*inputs):
-        return algorithm.forward(cell, *inputs, False)[0]
+    def run(inputs):
+        return algorithm.run(cell, inputs)
 
-    def jvp(inputs, tangents):
-        outputs, residuals = algorithm.forward(cell, *inputs, True)
-        given = jax.tree.map(_known, tangents, is_leaf=_is_symbolic_zero)
+    def jvp(primals, tangents):
+        (inputs,), (given,) = primals, tangents
+        outputs, saved = forward(cell, inputs)
+        given = _known(given)
+        wanted = jax.tree.map(lambda g: g is not None, given, is_leaf=_is_none)
 
         # Traced once for the two places that call it; and inside `jax.shard_map` the solve below
         # would else make its operands of the constants of a cell, which vary over no mesh axis.
         @jax.jit
         def push(given, inputs):
-            return _push_forward(cell, inputs, given)
+            return _push_forward(algorithm.run, cell, inputs, given)
 
         @jax.jit
-        def pull(d_outputs, residuals):
-            d_last_state, d_ys = trees.vary_alike(d_outputs, residuals)
-            wants_xs = bool(jax.tree.leaves(given[2]))
-            d_inputs = backward(cell, residuals, d_last_state, d_ys, wants_xs)
-            return jax.tree.map(
-                lambda g, d: None if g is None else d,
-                given,
-                (*d_inputs, Controls()),
-                is_leaf=_is_none,
-            )
+        def pull(d_outputs, saved):
+            d_last_state, d_ys = trees.vary_alike(d_outputs, saved)
+            found = backward(cell, saved, d_last_state, d_ys)
+            d_inputs = Inputs(*found, wanted.controls)
+            return jax.tree.map(lambda w, d: d if w else None, wanted, d_inputs, is_leaf=_is_none)
 
-        def system(vector):
-            u, v = _entangle(vector)
-            return _entangle((u, jax.tree.map(jnp.subtract, v, push(u, inputs))))
-
-        def solve(_, right):
-            u, v = right
-            return u, jax.tree.map(jnp.add, v, push(u, inputs))
-
-        def transposed_solve(_, right):
-            u, v = right
-            return jax.tree.map(jnp.add, u, pull(v, residuals)), v
-
-        inexact, rest = trees.partition(outputs)
-        right = given, jax.tree.map(jnp.zeros_like, inexact)
-        solution = lax.custom_linear_solve(
-            system, _entangle(right), solve=solve, transpose_solve=transposed_solve
-        )
-        _, d_outputs = _entangle(solution)
-        return outputs, trees.combine(d_outputs, jax.tree.map(_zero, rest))
+        d_outputs = _linear_map(push, pull, given, (inputs, saved), trees.partition(outputs)[0])
+        return outputs, _with_constants(d_outputs, outputs)
 
     run.defjvp(jvp, symbolic_zeros=True)
-    return run(weights, state, xs, controls)
+    return run(inputs)
 
 
-def twice_differentiable(algorithm: Algorithm) -> Algorithm:
-    """Return `algorithm` with a forward pass that JAX can differentiate, by the plain scan.
+def forward_mode_of(run: Any, forward: Any) -> Any:
+    """Return `forward`, a function that JAX cannot differentiate, with the forward mode of `run`.
 
-    The forward pass of `differentiable` is part of the derivative, so that a second one goes
-    through it; where it is a kernel, JAX cannot. What it keeps is read by the reverse pass alone,
-    which is never differentiated: to all that is known of it, it is constant.
+    It is part of a derivative, so that a second one goes through it. What it saves is read by the
+    reverse pass alone, which is never differentiated: to all that is known of it, it is constant.
+
+    Args:
+      run: `(cell, inputs) -> outputs`.
+      forward: `(cell, inputs) -> (outputs, saved)`, with the same outputs.
     """
 
-    def forward(cell, weights, state, xs, controls, wants_residuals):
+    def differentiable(cell: Cell, inputs: Inputs) -> Any:
         @jax.custom_jvp
-        def run(*inputs):
-            return algorithm.forward(cell, *inputs, wants_residuals)
+        def function(inputs):
+            return forward(cell, inputs)
 
-        def jvp(inputs, tangents):
-            outputs, residuals = run(*inputs)
-            given = jax.tree.map(_known, tangents, is_leaf=_is_symbolic_zero)
-            constant = (trees.partition(outputs)[1], residuals)
-            without, d_residuals = jax.tree.map(_zero, constant)
-            d_outputs = trees.combine(_push_forward(cell, inputs, given), without)
-            return (outputs, residuals), (d_outputs, d_residuals)
+        def jvp(primals, tangents):
+            (inputs,), (given,) = primals, tangents
+            outputs, saved = function(inputs)
+            d_outputs = _push_forward(run, cell, inputs, _known(given))
+            d_saved = jax.tree.map(_zero, saved)
+            return (outputs, saved), (_with_constants(d_outputs, outputs), d_saved)
 
-        run.defjvp(jvp, symbolic_zeros=True)
-        return run(weights, state, xs, controls)
+        function.defjvp(jvp, symbolic_zeros=True)
+        return function(inputs)
 
-    return algorithm._replace(forward=forward)
+    return differentiable
 
 
-def _push_forward(cell: Cell, inputs: PyTree, given: PyTree) -> PyTree:
-    """Return L d inputs: forward mode through the plain scan, None for zero in `given`."""
+def _push_forward(run: Any, cell: Cell, inputs: Inputs, given: Inputs) -> PyTree:
+    """Return L d inputs, the derivative of the inexact outputs of `run`.
+
+    Args:
+      run: of an `Algorithm`.
+      cell: the cell.
+      inputs: of the run.
+      given: tangents of the inputs, None for zero.
+    """
     inexact, rest = trees.partition(inputs)
     tangents = jax.tree.map(lambda a, t: jnp.zeros_like(a) if t is None else t, inexact, given)
 
-    def plain(inexact):
-        weights, state, xs, controls = trees.combine(inexact, rest)
-        last_state, states = primal.scan_states(cell, weights, state, state, xs, controls)
-        ys = primal.over_time(cell, cell.readout)(weights, states)
-        return trees.partition((last_state, ys))[0]
+    def outputs(inexact):
+        return trees.partition(run(cell, trees.combine(inexact, rest)))[0]
 
-    return jax.jvp(plain, (inexact,), (tangents,))[1]
+    return jax.jvp(outputs, (inexact,), (tangents,))[1]
+
+
+def _linear_map(push: Any, pull: Any, given: PyTree, known: tuple, like: PyTree) -> PyTree:
+    """Return `push(given, inputs)`, whose transpose is `pull(d_outputs, saved)`.
+
+    Args:
+      push: L.
+      pull: its transpose.
+      given: tangents of the inputs.
+      known: (inputs, saved).
+      like: what L returns.
+    """
+    inputs, saved = known
+
+    def system(vector):
+        u, v = lax.optimization_barrier(vector)
+        return lax.optimization_barrier((u, jax.tree.map(lax.sub, v, push(u, inputs))))
+
+    def solve(_, right):
+        u, v = right
+        return u, jax.tree.map(lax.add, v, push(u, inputs))
+
+    def transposed_solve(_, right):
+        u, v = right
+        return jax.tree.map(lax.add, u, pull(v, saved)), v
+
+    right = _entangle((given, jax.tree.map(jnp.zeros_like, like)))
+    solution = lax.custom_linear_solve(
+        system, right, solve=solve, transpose_solve=transposed_solve
+    )
+    return _entangle(solution)[1]
 
 
 def _entangle(tree: PyTree) -> PyTree:
@@ -149,25 +157,33 @@ def _entangle(tree: PyTree) -> PyTree:
 
     `custom_linear_solve` transposes only if every leaf of the right-hand side depends on what is
     differentiated, while a leaf whose tangent happens to be zero is a constant. The compiler
-    removes what is chosen by a constant; nothing of it is computed.
+    removes what is chosen by a constant; nothing of it is computed. (In `system`, which is only
+    there to be differentiated, a barrier does the same.)
     """
+    sums = [jnp.sum(a).real.astype(jnp.float32) for a in jax.tree.leaves(tree) if a.size]
+    every = functools.reduce(lax.add, sums, jnp.float32(0))
 
-    def first(a):
-        return lax.slice(a, [0] * a.ndim, [1] * a.ndim).reshape(()).real.astype(jnp.float32)
+    def leaf(a):
+        zero = lax.select(False, every.astype(a.dtype), jnp.zeros((), a.dtype))
+        return lax.add(a, lax.broadcast(zero, a.shape))
 
-    firsts = [first(a) for a in jax.tree.leaves(tree) if a.size]
-    if not firsts:
-        return tree
-    every = jnp.sum(jnp.stack(firsts))
-    return jax.tree.map(
-        lambda a: a + jnp.where(False, every.astype(a.dtype), jnp.zeros((), a.dtype)), tree
-    )
+    return jax.tree.map(leaf, tree)
 
 
-def _known(tangent: Any) -> Any:
-    """Return a tangent, or None for one that is zero or cannot be."""
-    zero = _is_symbolic_zero(tangent) or tangent.dtype == jax.dtypes.float0
-    return None if zero else tangent
+def _known(tangents: Inputs) -> Inputs:
+    """Return tangents with None for one that is zero or cannot be, and for the controls'."""
+
+    def known(tangent):
+        zero = _is_symbolic_zero(tangent) or tangent.dtype == jax.dtypes.float0
+        return None if zero else tangent
+
+    given = jax.tree.map(known, tangents, is_leaf=_is_symbolic_zero)
+    return given._replace(controls=jax.tree.map(lambda _: None, given.controls))
+
+
+def _with_constants(d_outputs: PyTree, outputs: PyTree) -> PyTree:
+    """Return tangents of all leaves of `outputs`, zero for those that are not inexact."""
+    return trees.combine(d_outputs, jax.tree.map(_zero, trees.partition(outputs)[1]))
 
 
 def _zero(leaf: Any) -> Any:

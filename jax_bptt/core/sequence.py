@@ -1,10 +1,11 @@
-"""What a sequence may have besides its inputs: an end, restarts, and steps that are skipped.
+"""Sequence options: an end, restarts, skipped steps, and a factor on the gradient through time.
 
     s'  = s_0 where reset_t, else s_{t-1}
     s_t = step(s', x_t) where advance_t, else s'
+    ds'/ds_{t-1} = gamma_t where not reset_t
 
-Everything is chosen with `where`, never multiplied by a mask: 0 * NaN is NaN, and what padding
-holds is nobody's business.
+Everything is chosen with `where`, never multiplied by a mask: 0 * NaN is NaN, and the values of
+padding must not matter.
 """
 
 from typing import NamedTuple
@@ -13,27 +14,75 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.core import trees
 from jax_bptt.core.types import PyTree
 
 
 class Controls(NamedTuple):
-    """When the state moves, in the order in which time is run.
+    """When the state moves and what crosses a step, in the order in which time is run.
 
     Attributes:
       advance: bool [T, *batch], where to take a step rather than hold the state; None for always.
-      reset: bool [T, *batch], where to start again from s_0 before the step; None for never.
+      reset: bool [T, *batch], where to begin again from the start before the step; None for never.
+      gamma: [T] or [T, *batch], the factor on every derivative that crosses from s_{t-1} to s_t, in
+        both modes: 1 is exact, 0 a cut, and 1 / (1 - c) makes up for cuts of probability c. Values
+        are left alone. None for 1. Nothing is differentiated with respect to it.
     """
 
     advance: Array | None = None
     reset: Array | None = None
+    gamma: Array | None = None
 
-    def restart(self, start: PyTree, state: PyTree) -> PyTree:
-        """Return what enters a step: `start` where it is reset, `state` elsewhere."""
+    def enter(self, start: PyTree, state: PyTree) -> PyTree:
+        """Return what enters a step: the start where it is reset, the state before it elsewhere."""
+        if self.gamma is not None:
+            inexact, rest = trees.partition(state)
+            state = trees.combine(_damped(inexact, self.gamma), rest)
         return state if self.reset is None else select(self.reset, start, state)
 
     def hold(self, new: PyTree, old: PyTree) -> PyTree:
         """Return what leaves a step: `new` where it is taken, `old` elsewhere."""
         return new if self.advance is None else select(self.advance, new, old)
+
+    def taken(self, lam: PyTree) -> PyTree:
+        """Return what of lambda_t goes back through the step: all of it where it is taken."""
+        return lam if self.advance is None else select(self.advance, lam)
+
+    def held(self, lam: PyTree) -> PyTree:
+        """Return what of lambda_t passes by the step: all of it where the state is held."""
+        if self.advance is None:
+            return jax.tree.map(lambda _: None, lam)
+        return select(~self.advance, lam)
+
+    def leave(self, d_entered: PyTree) -> tuple[PyTree, PyTree]:
+        """Transpose `enter`: return what reaches s_{t-1}, and the start, None without resets."""
+        d_state, d_start = d_entered, None
+        if self.reset is not None:
+            d_state, d_start = select(~self.reset, d_entered), select(self.reset, d_entered)
+        return d_state if self.gamma is None else _scaled(self.gamma, d_state), d_start
+
+
+@jax.custom_jvp
+def _damped(state: PyTree, gamma: Array) -> PyTree:
+    """Return `state`, whose derivative is gamma."""
+    return state
+
+
+@_damped.defjvp
+def _damped_jvp(primals, tangents):
+    (state, gamma), (d_state, _) = primals, tangents
+    return state, _scaled(gamma, d_state)
+
+
+def _scaled(gamma: Array, tree: PyTree) -> PyTree:
+    """Return gamma times every leaf, and zero where gamma is zero, whatever the leaf holds."""
+
+    def leaf(a):
+        factor = gamma.reshape(gamma.shape + (1,) * (a.ndim - gamma.ndim))
+        scaled = factor.astype(jnp.finfo(a.dtype).dtype).astype(a.dtype) * a
+        return jnp.where(factor == 0, jnp.zeros_like(a), scaled)
+
+    return jax.tree.map(leaf, tree)
 
 
 def arrange(
@@ -62,7 +111,7 @@ def arrange(
         steps = jax.tree.leaves(xs)[0].shape[0]
         times = jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim)
         valid = times < lengths[None].astype(jnp.int32)
-    controls = Controls(_both(valid, mask), _both(valid, resets) if resets is not None else None)
+    controls = Controls(_both(valid, mask), None if resets is None else _both(valid, resets))
     if controls.advance is not None:
         xs = select(controls.advance, xs)
     if reverse:

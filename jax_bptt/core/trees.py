@@ -85,21 +85,6 @@ def cast_gradient(d_tree: PyTree, tree: PyTree) -> PyTree:
     )
 
 
-def transposed_layout(tree: PyTree) -> Callable[[], PyTree]:
-    """Lay the matrices of `tree` out transposed in memory; return a function that gives `tree`.
-
-    A product with the transpose, `d @ w.T`, reads such a matrix as it lies. XLA on a CPU wants
-    that: for a transposed operand inside a loop it copies the matrix in every iteration, which
-    for an LSTM's w_s took longer than the product. The barrier keeps it from undoing the layout.
-    """
-
-    def matrix(w):
-        return w.reshape(w.shape[0], -1) if w.ndim > 1 else w
-
-    laid_out = lax.optimization_barrier(jax.tree.map(lambda w: matrix(w).T, tree))
-    return lambda: jax.tree.map(lambda t, w: t.T.reshape(w.shape), laid_out, tree)
-
-
 def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
     """Give every leaf of `tree` all the mesh axes over which any leaf of `reference` varies.
 

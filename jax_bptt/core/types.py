@@ -1,11 +1,17 @@
-"""The two seams of the library: a cell is data, an algorithm is a forward and a backward.
+"""The seams of the library: a cell is data, an algorithm is three pure functions.
 
 Axis letters, used in every docstring of the package:
 
     T  time          B  batch (any number of batch axes, none included; written *batch)
-    I  input size    G  gates     H  hidden size     O  output size
+    I  input size    G  gates     H  hidden size     O  output size     K  steps of a block
 
 Time comes first, units last and gates second to last. A plural name (`xs`, `states`) leads with T.
+
+Three words are the library's own, beside those of the field:
+
+    drive      the input's part of the pre-activation, x_t W_x + b
+    mix        the recurrent product, of the state with W_s
+    feedback   its result, the state's part of the pre-activation
 """
 
 from collections.abc import Callable
@@ -120,19 +126,53 @@ class DiagonalStep(NamedTuple):
         return jax.tree.map(lambda a, s, b: a * s + b, a, state, b)
 
 
-class Algorithm(NamedTuple):
-    """How one sequence is run and differentiated. An algorithm knows no cell.
+class Inputs(NamedTuple):
+    """All that one run over a sequence depends on, in the order in which time is run.
 
     Attributes:
-      forward: `(cell, weights, state, xs, controls, wants_residuals) -> ((last_state, ys),
-        residuals)`, in the order in which time is run; `controls` is a
-        `jax_bptt.core.sequence.Controls`. Where `wants_residuals` is False nobody reads them.
-      backward: `(cell, residuals, d_last_state, d_ys, wants_xs) -> (d_weights, d_state, d_xs)`, the
-        exact gradient by an explicit reverse pass; `d_ys` is None where no output has a cotangent,
-        and leaves that cannot be differentiated (integers, booleans, keys) are None on both sides.
-        Where `wants_xs` is False nobody reads `d_xs`, and its leaves may be None. A `backward` of
-        None leaves the differentiation of `forward` to JAX.
+      weights: the cell's prepared parameters.
+      state: s_0.
+      xs: [T, *batch, ...].
+      start: the state that a reset goes back to; None without resets.
+      controls: a `jax_bptt.core.sequence.Controls`.
     """
 
-    forward: Callable[..., tuple[PyTree, PyTree]]
-    backward: Callable[..., tuple[PyTree, PyTree, PyTree]] | None
+    weights: PyTree
+    state: PyTree
+    xs: PyTree
+    start: PyTree
+    controls: Any
+
+
+class Gradient(NamedTuple):
+    """The gradient of a run, None at leaves that cannot be differentiated (integers, keys).
+
+    Attributes:
+      weights: dL/dW, like the weights.
+      state: dL/ds_0.
+      xs: dL/dx_t, like xs.
+      start: what reaches the state that resets go back to; None without resets.
+    """
+
+    weights: PyTree
+    state: PyTree
+    xs: PyTree
+    start: PyTree
+
+
+class Algorithm(NamedTuple):
+    """How a sequence is run and differentiated. An algorithm knows no cell.
+
+    Attributes:
+      run: `(cell, inputs) -> (last_state, ys)`, of `Inputs`. Its derivative by JAX is the forward
+        mode of the algorithm.
+      forward: `(cell, inputs) -> ((last_state, ys), saved)`, the same and what `backward` reads, a
+        NamedTuple of the algorithm's own. None if JAX differentiates `run`.
+      backward: `(cell, saved, d_last_state, d_ys) -> Gradient`, the transpose of the forward mode
+        by an explicit reverse pass; `d_ys` is None where no output has a cotangent. None if JAX
+        differentiates `run`.
+    """
+
+    run: Callable[..., tuple[PyTree, PyTree]]
+    forward: Callable[..., tuple[tuple[PyTree, PyTree], Any]] | None = None
+    backward: Callable[..., Gradient] | None = None

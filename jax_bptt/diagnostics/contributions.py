@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import adjoint, checks, primal, trees
-from jax_bptt.core.loops import scan
+from jax_bptt.core import checks, trees
+from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
+from jax_bptt.core.linearize import linearize
+from jax_bptt.core.reverse import reverse_scan
 from jax_bptt.core.sequence import Controls
-from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.types import Cell, Inputs, PyTree
 
 
 def contributions(
@@ -64,17 +66,22 @@ def contributions(
         f"got {step!r}",
     )
     xs = jax.tree.map(lambda a: a[:step], xs)
-    last_state, states = primal.scan_states(cell, weights, state, state, xs, Controls())
+    inputs = Inputs(weights, state, xs, None, Controls())
+    last_state, states, _ = forward_scan(cell, inputs)
     y, pull_readout = trees.inexact_vjp(cell.readout, weights, last_state)
     d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
-
-    prevs = primal.previous_states(state, state, states, Controls())
-    drives = primal.over_time(cell, cell.project)(weights, xs)
-    linearization = adjoint.linearize(cell, weights, prevs, states, drives)
+    prevs = entering(None, state, states, Controls())
+    drives = over_time(cell, cell.project)(weights, xs)
+    linear = linearize(cell, weights, Stretch(prevs, drives, states))
     no_output = jax.tree.map(lambda s: None, states)
-    run = adjoint.reverse_run(linearization, d_last_state, no_output, Controls(), lambdas=True)
-    d_state, _, lambdas, _ = run.finish(scan(run.loop))
-    terms = adjoint.contribution_terms(cell, weights, prevs, xs, lambdas)
+    (d_state, _), lambdas, _ = reverse_scan(linear, d_last_state, no_output, Controls())
+
+    def term(prev, x, lam):
+        """Return (d+ s_t / dW)^T lambda_t."""
+        _, pull = trees.inexact_vjp(lambda w: cell.step(w, prev, cell.project(w, x)), weights)
+        return pull(lam)[0]
+
+    terms = jax.vmap(term)(prevs, xs, lambdas)
     terms = _add_at(terms, -1, d_readout)
 
     _, pull_prepare = trees.inexact_vjp(cell.prepare, params)

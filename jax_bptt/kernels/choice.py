@@ -36,15 +36,6 @@ DIAGONAL_KERNELS: dict[str, tuple[str, ...]] = {
 """
 
 
-PROVEN: frozenset[tuple[str, str]] = frozenset()
-"""Kernels that `unroll` takes unless told otherwise, each with the kind of device on which it does.
-
-A pair is a kernel's name and the `device_kind` of a `jax.Device` where `bench_accelerator.py` of
-the scripts has found it right in every case and faster than the scan, and has printed the pair.
-None so far: nobody has run it on a GPU or a TPU.
-"""
-
-
 class Kernel(NamedTuple):
     """A kernel by the name of its module.
 
@@ -76,16 +67,6 @@ def check_device(function: str, device: Any) -> None:
         device in ("gpu", "cpu", "tpu", None),
         f"{function}: device must be 'gpu', 'cpu', 'tpu' or None, got {device!r}",
     )
-
-
-def proven(device_kind: str) -> set[str]:
-    """Return the names of the kernels that are proven on a kind of device."""
-    return {name for name, kind in PROVEN if kind == device_kind}
-
-
-def proven_on(name: str) -> list[str]:
-    """Return the kinds of device on which a kernel is proven."""
-    return sorted(kind for kernel, kind in PROVEN if kernel == name)
 
 
 def choose(

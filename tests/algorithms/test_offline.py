@@ -1,13 +1,11 @@
 """What one algorithm has that the others have not."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.core.bptt import automatic_block_length
-from tests.core.jaxprs import scans
+from jax_bptt.algorithms.bptt import automatic_block_length
 from tests.registry import CELLS, assert_close, compiled, each_kind, problem, run
 
 
@@ -37,23 +35,6 @@ def test_automatic_block_length(steps, batch, row_bytes):
     assert 1 <= length <= max(steps, 1)
 
 
-@pytest.mark.parametrize("make", [jb.conv_lstm, jb.lstm])
-def test_convolutions_have_one_block_on_a_cpu(make, monkeypatch):
-    sizes = {"image_shape": (2, 2)} if make is jb.conv_lstm else {}
-    cell = make(input_size=1, hidden_size=1, **sizes)
-    params, xs = cell.init(jax.random.key(0)), jnp.ones((9, 2, *cell.input_spec.shape))
-    monkeypatch.setattr("jax_bptt.core.bptt.DRIVE_BYTES", 1)
-    monkeypatch.setattr("jax_bptt.core.bptt.ROWS", (6, 6))
-
-    def loops():
-        jaxpr = jax.make_jaxpr(lambda params: jb.unroll(cell, params, xs))(params)
-        return [eqn.params["length"] for eqn in scans(jaxpr.jaxpr)]
-
-    assert loops() == ([9] if make is jb.conv_lstm else [3, 3])
-    monkeypatch.setattr("jax_bptt.core.bptt._is_cpu", lambda: False)
-    assert loops() == [3, 3]
-
-
 def test_automatic_block_length_leaves_no_remainder_where_a_near_one_divides():
     assert 1000 % automatic_block_length(1000, 2, 2048) == 0
     assert 100_000 % automatic_block_length(100_000, 32, 32 * 2048) == 0
@@ -64,7 +45,6 @@ def test_automatic_block_length_follows_the_size_of_the_drive(hidden_size, rows)
     """A block of an LSTM in single precision, of 32 rows a step."""
     size = 32 * 4 * hidden_size * 4
     assert automatic_block_length(2**20, 32, size) * 32 == rows
-    assert automatic_block_length(2**20, 32, size, devices=2) * 32 == 512
 
 
 @pytest.mark.parametrize("algorithm", ["bptt", "autodiff"])

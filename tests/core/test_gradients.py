@@ -76,23 +76,6 @@ def test_bptt_gradients(name):
     assert_close(got, expected(name)[1], EXACT)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        slow_unless(name in ("lstm_readout", "low_rank"), name)
-        for name, row in CELLS.items()
-        if isinstance(row.cell.step, jb.GatedStep)
-    ],
-)
-def test_weights_on_the_left(name, monkeypatch):
-    """Where a CPU multiplies h W as (W^T h^T)^T, which it does with large matrices only."""
-    monkeypatch.setattr("jax.local_device_count", lambda: 1)
-    monkeypatch.setattr("jax_bptt.core.bptt.LEFT", 0)
-    p = problem(name)
-    got = jax.jit(functools.partial(gradient, name, jb.bptt(block_length=3)))(p)
-    assert_close(got, expected(name), EXACT)
-
-
 def test_a_learned_start_counts_into_the_parameters():
     name = "weight_norm"
     p = problem(name)

@@ -97,9 +97,9 @@ def test_the_algorithm_reaches_every_layer(algorithm):
 
     def spy(cell, *args):
         seen.append(cell)
-        return jb.autodiff().forward(cell, *args)
+        return jb.autodiff().run(cell, *args)
 
-    deep.apply(params, xs, algorithm=jb.Algorithm(spy, None))
+    deep.apply(params, xs, algorithm=jb.Algorithm(spy))
     assert seen == [ELMAN, ELMAN]
 
 

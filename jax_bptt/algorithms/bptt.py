@@ -1,0 +1,194 @@
+"""The exact gradient, block by block of time: the algorithm that the library exists for."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from jax_bptt.core import blocks, reverse, trees
+from jax_bptt.core.checks import batch_shape, is_integer, require
+from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
+from jax_bptt.core.linearize import gated_residuals
+from jax_bptt.core.types import Algorithm, Cell, GatedStep, Gradient, Inputs, PyTree
+
+ROWS = 512, 2048
+"""Least and most rows of time x batch in a block: fewer, and its products run below full speed."""
+
+DRIVE_BYTES = 2 * 2**20
+"""Bytes of a block's drive: a few arrays of that size share a core's cache."""
+
+KEEP = 320
+"""Units of a state from which products are so large that keeping what they made is faster."""
+
+
+class Saved(NamedTuple):
+    """What the reverse pass reads.
+
+    Attributes:
+      inputs: of the run.
+      states: s_1..s_T.
+      residuals: of the gated steps, as leaves; None to compute them again.
+    """
+
+    inputs: Inputs
+    states: PyTree
+    residuals: list[Array] | None
+
+
+def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> Algorithm:
+    """Return exact backpropagation through time, computed block by block.
+
+        lambda_{t-1} = J_t^T lambda_t + g_{t-1}           t = T..1
+        dL/dW        = sum_t (d+ s_t / dW)^T lambda_t
+
+    The forward pass scans over blocks of K steps and keeps the states alone. The reverse pass
+    takes the blocks last to first; in each it recomputes the drives and the unit-wise Jacobians
+    (batched products, since every state is known), scans lambda backwards, and adds the block's
+    part of every weight gradient in one product per matrix.
+
+    Blocks serve the memory hierarchy: with K x B of 512 rows or more a product runs at full
+    speed while the block's temporaries stay in the cache. The result does not depend on K beyond
+    rounding.
+
+    Time is O(T B H (I + H)), memory one state per step: [T, B, H] for a simple recurrent network
+    or a GRU, twice that for an LSTM, beyond inputs and outputs. Exact.
+
+    With `recompute=False` the forward pass keeps the unit-wise Jacobians as well. That spares a
+    quarter of all products, and takes as many arrays [T, B, H] more as the cell has coefficients: 6
+    for an LSTM, 5 for a GRU, none where they are functions of the states, as for `elman`.
+
+    Args:
+      block_length: K, in steps; any positive number, T need not be a multiple of it. By default T
+        where the drive of all steps takes no more than 2 MiB, and T of unknown size; else such that
+        that of a block does, in 512 to 2048 rows of time x batch, and that little of T is left
+        over.
+      recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
+        products they need, again; False to keep them from the forward pass. By default True below
+        H = 320.
+
+    Returns:
+      An `Algorithm` for `unroll`.
+
+    Raises:
+      ValueError: `block_length` is not a positive integer.
+      TypeError: `recompute` is neither a bool nor None.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> cell = jb.lstm(input_size=3, hidden_size=4)
+      >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((10, 2, 3))
+      >>> _, ys = jb.unroll(cell, params, xs, algorithm=jb.bptt(block_length=4))
+      >>> ys.shape
+      (10, 2, 4)
+    """
+    require(
+        block_length is None or (is_integer(block_length) and block_length > 0),
+        f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
+    )
+    require(
+        recompute is None or isinstance(recompute, bool),
+        f"bptt: recompute must be True, False or None, got {recompute!r}",
+        TypeError,
+    )
+
+    def length(cell: Cell, inputs: Inputs) -> int:
+        return block_length or _block_length(cell, inputs)
+
+    def run(cell, inputs):
+        return _forward(cell, inputs, length(cell, inputs), keep=False)[0]
+
+    def forward(cell, inputs):
+        keep = _large(inputs.state) if recompute is None else not recompute
+        keep = keep and isinstance(cell.step, GatedStep)
+        return _forward(cell, inputs, length(cell, inputs), keep)
+
+    def backward(cell, saved, d_last_state, d_ys):
+        return _backward(cell, saved, d_last_state, d_ys, length(cell, saved.inputs))
+
+    return Algorithm(run, forward, backward)
+
+
+def _forward(
+    cell: Cell, inputs: Inputs, length: int, keep: bool
+) -> tuple[tuple[PyTree, PyTree], Saved]:
+    weights, state, xs, start, controls = inputs
+
+    def block(state, steps):
+        _, (xs, controls) = steps
+        own = Inputs(weights, state, xs, start, controls)
+        last_state, states, feedbacks = forward_scan(cell, own, keep)
+        if not keep:
+            return last_state, (states, None)
+        prevs = entering(start, state, states, controls)
+        drives = over_time(cell, cell.project)(weights, xs)
+        stretch = Stretch(prevs, drives, states)
+        residuals = gated_residuals(cell.step, weights, stretch, feedbacks)
+        return last_state, (states, jax.tree.leaves(residuals))
+
+    last_state, (states, residuals) = blocks.scan_blocks(
+        block, state, (None, (xs, controls)), length
+    )
+    ys = over_time(cell, cell.readout)(weights, states)
+    return (last_state, ys), Saved(inputs, states, residuals)
+
+
+def _backward(
+    cell: Cell, saved: Saved, d_last_state: PyTree, d_ys: PyTree, length: int
+) -> Gradient:
+    (weights, state, xs, start, controls), states, residuals = saved
+
+    def block(carry, steps):
+        d_state, d_start, d_weights = carry
+        first, (states, xs, controls, d_ys, residuals) = steps
+        own = Inputs(weights, first, xs, start, controls)
+        part = reverse.gradient(cell, own, states, d_state, d_ys, residuals)
+        d_weights = trees.accumulate(d_weights, part.weights)
+        return (part.state, trees.add(d_start, part.start), d_weights), part.xs
+
+    zeros = trees.zero_gradient(start), trees.zero_gradient(weights)
+    carry = d_last_state, *trees.vary_alike(zeros, saved)
+    steps = states, xs, controls, d_ys, residuals
+    firsts = blocks.firsts(state, states, length)
+    (d_state, d_start, d_weights), d_xs = blocks.scan_blocks(
+        block, carry, (firsts, steps), length, reverse=True
+    )
+    return Gradient(trees.cast_gradient(d_weights, weights), d_state, d_xs, d_start)
+
+
+def _large(state: PyTree) -> bool:
+    """Return whether a step's products are so large that their results are kept."""
+    return any(s.ndim > 0 and s.shape[-1] >= KEEP for s in jax.tree.leaves(state))
+
+
+def _block_length(cell: Cell, inputs: Inputs) -> int:
+    """Return the block length when the user names none."""
+    steps = jax.tree.leaves(inputs.xs)[0].shape[0]
+    rows = math.prod(batch_shape(cell, inputs.xs))
+    if not (is_integer(steps) and is_integer(rows)):
+        return steps  # a symbolic size
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs.xs)
+    drive = jax.tree.leaves(jax.eval_shape(cell.project, inputs.weights, x))
+    return automatic_block_length(steps, rows, sum(a.size * a.dtype.itemsize for a in drive))
+
+
+def automatic_block_length(steps: int, rows: int, step_bytes: int) -> int:
+    """Return the block length for T = `steps`.
+
+    Among the lengths within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the one that
+    leaves the least of T over, and of those the nearest: what is left over is one more block to
+    compile.
+
+    Args:
+      steps: T.
+      rows: B, of all batch axes.
+      step_bytes: of the drive of one step, all of the batch.
+    """
+    if steps * step_bytes <= DRIVE_BYTES:
+        return max(steps, 1)
+    least, most = (max(1, bound // max(rows, 1)) for bound in ROWS)
+    target = min(max(DRIVE_BYTES // max(step_bytes, 1), least), most)
+    if steps <= target:
+        return steps
+    near = range(-(-target // 2), 2 * target + 1)
+    return min(near, key=lambda k: (steps % k, abs(k - target)))

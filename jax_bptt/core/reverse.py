@@ -1,0 +1,103 @@
+r"""Backpropagation through time.
+
+With lambda_t = dL/ds_t, J_t = ds_t/ds_{t-1}, g_t the direct dependence of the loss on s_t and d+ a
+derivative at fixed s_{t-1},
+
+    lambda_{t-1} = J_t^T lambda_t + g_{t-1}         t = K..1            (the reverse scan)
+    dL/dW        = sum_t (d+ s_t / dW)^T lambda_t                       (the accumulation)
+
+Only the first line is sequential; the second is one product per weight matrix, over all steps.
+
+P. J. Werbos (1990), "Backpropagation through time: what it does and how to do it", Proceedings of
+the IEEE 78(10).
+"""
+
+import jax
+from jax import Array, lax
+
+from jax_bptt.core import jaxprs, trees
+from jax_bptt.core.forward import Stretch, entering, over_time
+from jax_bptt.core.linearize import Linearization, linearize
+from jax_bptt.core.sequence import Controls
+from jax_bptt.core.types import Cell, Gradient, Inputs, PyTree
+
+
+def reverse_scan(
+    linear: Linearization, lam: PyTree, g: PyTree, controls: Controls
+) -> tuple[tuple[PyTree, PyTree], PyTree, PyTree]:
+    """lambda_{t-1} = J_t^T lambda_t + g_{t-1}, from t = K to 1.
+
+    Args:
+      linear: of the K steps.
+      lam: what reaches s_K from beyond the stretch.
+      g: g_1..g_K stacked, None at leaves no output reads.
+      controls: of these K steps.
+
+    Returns:
+      ((d_state, d_start), lambdas, emitted): what reaches s_0 of the stretch and, by resets, the
+      start (None without any); lambda_1..lambda_K, zero where the state was held; what
+      `linear.pull` emitted. The last two are stacked.
+    """
+
+    def step(lam, inputs):
+        residual, g, control = inputs
+        lam = trees.add(lam, g)  # lambda_t
+        taken = control.taken(lam)
+        through, emitted = linear.pull(residual, taken)  # J_t^T lambda_t
+        d_prev, d_start = control.leave(trees.add(through, control.held(lam)))
+        return d_prev, (taken, emitted, d_start)
+
+    d_state, (lambdas, emitted, d_starts) = lax.scan(
+        step, lam, (linear.residuals, g, controls), reverse=True
+    )
+    return (d_state, jax.tree.map(lambda d: d.sum(0), d_starts)), lambdas, emitted
+
+
+def gradient(
+    cell: Cell,
+    inputs: Inputs,
+    states: PyTree,
+    d_last_state: PyTree,
+    d_ys: PyTree,
+    residuals: list[Array] | None = None,
+) -> Gradient:
+    """Return the gradient of K steps: linearise, scan backwards, accumulate.
+
+    Args:
+      cell: the cell.
+      inputs: of the K steps.
+      states: s_1..s_K.
+      d_last_state: what reaches s_K from beyond.
+      d_ys: cotangents of y_1..y_K, or None for none.
+      residuals: as in `linearize`.
+    """
+    weights, state, xs, start, controls = inputs
+    prevs = entering(start, state, states, controls)
+    drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
+    linear = linearize(cell, weights, Stretch(prevs, drives, states), residuals)
+    d_readout, g = readout_gradient(cell, weights, states, d_ys)
+
+    (d_state, d_start), lambdas, emitted = reverse_scan(linear, d_last_state, g, controls)
+
+    d_step, d_drives = linear.accumulate(lambdas, emitted)
+    d_project, d_xs = pull_project(d_drives)
+    d_weights = trees.add(trees.add(d_step, d_project), d_readout)
+    return Gradient(d_weights, d_state, d_xs, d_start)
+
+
+def readout_gradient(
+    cell: Cell, weights: PyTree, states: PyTree, d_ys: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Pull the outputs' cotangents back to the weights and the states, batched over time.
+
+    Returns None for a state leaf that no output reads, so that no scan has to carry its zeros.
+    """
+    nothing = jax.tree.map(lambda w: None, weights), jax.tree.map(lambda s: None, states)
+    if d_ys is None:
+        return nothing
+    readout = over_time(cell, cell.readout)
+    used = jaxprs.used_leaves(readout, weights, states)
+    found = trees.inexact_vjp(readout, weights, states)[1](d_ys)
+    return jax.tree.map(
+        lambda d, read: d if read else None, found, used, is_leaf=lambda d: d is None
+    )
