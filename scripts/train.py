@@ -158,6 +158,13 @@ def _common_options(
         help="for the gradient (%(default)s)",
     )
     add("--block-length", type=whole, metavar="K", help="steps of a block of bptt")
+    add(
+        "--devices",
+        type=devices,
+        default="auto",
+        metavar="auto|N",
+        help="over which the batch is split; auto: as many as divide it, of a CPU one a core",
+    )
     add("--seed", type=count, default=0, metavar="N", help="of all randomness (%(default)s)")
     add("--check", action="store_true", help="compare the gradient with jax.grad's first")
     add("--plot", metavar="FILE", help="draw the learning curve (.png, .svg, .pdf)")
@@ -173,6 +180,12 @@ def whole(text: str) -> int:
 def count(text: str) -> int:
     """Return a whole number of at least 0."""
     return _checked(int, text, lambda n: n >= 0, "a whole number of at least 0")
+
+
+def devices(text: str) -> int | None:
+    """Return a number of devices, None for "auto"."""
+    fits = "auto, or a whole number of at least 1"
+    return None if text == "auto" else _checked(int, text, lambda n: n >= 1, fits)
 
 
 def positive(text: str) -> float:
@@ -219,14 +232,20 @@ def train(args: argparse.Namespace, stop: Callable[[], bool]) -> int:
     import jax
 
     import jax_bptt as jb
+    from jax_bptt.training import devices as placement
     from jax_bptt.training import loop, session
     from jax_bptt.training.errors import InputError
 
     algorithm = jb.bptt(block_length=args.block_length)
     steps = args.steps or (None if args.seconds else args.default_steps)
+    try:
+        mesh = placement.mesh(args.batch, args.devices)
+    except InputError as error:
+        return _fail(error)
     options = session.Options(
         settings=loop.Settings(args.learning_rate, args.clip, steps, args.seconds),
         algorithm=jb.autodiff() if args.algorithm == "autodiff" else algorithm,
+        mesh=mesh,
         precision=args.precision,
         seed=args.seed,
         check=args.check,
@@ -244,8 +263,12 @@ def train(args: argparse.Namespace, stop: Callable[[], bool]) -> int:
         with jax.enable_x64(args.precision == "float64"):
             return session.run(_job(args), options, about, stop)
     except (InputError, FloatingPointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f"train.py: error: {error}", file=sys.stderr)
+    return 2
 
 
 def _job(args: argparse.Namespace) -> Any:

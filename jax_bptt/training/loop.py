@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_bptt.core.types import PyTree
 from jax_bptt.training.losses import Loss
@@ -58,9 +60,21 @@ class Progress(NamedTuple):
 
 
 def start(params: PyTree, state: PyTree, settings: Settings) -> Learner:
-    """Return a learner at the beginning; it owns copies, since steps donate their buffers."""
-    own = jax.tree.map(jnp.array, (params, state))
-    return Learner(own[0], _optimizer(settings).init(own[0]), own[1])
+    """Return a learner at the beginning; it owns copies, since steps donate their buffers.
+
+    Arrays that are split over devices or replicated stay so, here and in every step.
+    """
+    params, state = jax.tree.map(jnp.array, (params, state))
+    memory = _optimizer(settings).init(params)
+    where = jax.tree.leaves(params)[0].sharding
+    if isinstance(where, NamedSharding):
+        # The moments are where the parameters are; the count of steps is still on one device.
+        everywhere = NamedSharding(where.mesh, P())
+        memory = jax.tree.map(
+            lambda a: a if isinstance(a.sharding, NamedSharding) else jax.device_put(a, everywhere),
+            memory,
+        )
+    return Learner(params, memory, state)
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -104,7 +118,7 @@ def fit(
         updates = jax.tree.map(lambda u: -learning_rate * u, updates)
         return Learner(optax.apply_updates(learner.params, updates), memory, state), value
 
-    step = jax.jit(step, donate_argnums=0)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(learner), None))
     began = math.inf
     for number, batch in enumerate(batches, start=1):
         seconds = max(0.0, time.perf_counter() - began)
@@ -119,6 +133,16 @@ def fit(
                 f"the loss became {value} at step {number}; try a smaller learning rate or clip"
             )
         yield Progress(number, time.perf_counter() - began, value, learner)
+
+
+def _shardings(learner: Learner) -> Learner | None:
+    """Return where the arrays of a learner are, None if JAX may put them where it likes.
+
+    A step that left them elsewhere would be compiled again for the next one.
+    """
+    found = jax.tree.map(lambda a: a.sharding, learner)
+    named = [isinstance(sharding, NamedSharding) for sharding in jax.tree.leaves(found)]
+    return found if all(named) else None
 
 
 def _fraction(settings: Settings, number: int, seconds: float) -> float:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.core.types import Algorithm
-from jax_bptt.training import check, loop, plot
+from jax_bptt.training import check, devices, loop, plot
 from jax_bptt.training.errors import InputError, optional_module, require
 from jax_bptt.training.jobs import Job, Score
 from jax_bptt.training.losses import Loss
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     Attributes:
       settings: of the optimiser.
       algorithm: how the gradient is computed.
+      mesh: the devices over which the batch is split.
       precision: float32, float64 or bfloat16, the dtype of the job's products, by which the check
         is judged.
       seed: of the parameters and the sample.
@@ -47,6 +49,7 @@ class Options(NamedTuple):
 
     settings: loop.Settings
     algorithm: Algorithm
+    mesh: Mesh
     precision: str
     seed: int
     check: bool
@@ -73,17 +76,21 @@ def run(job: Job, options: Options, about: dict[str, Any], stop: Callable[[], bo
       FloatingPointError: the loss is not finite any more.
     """
     _require_outputs(options)
-    first = next(job.batches)
-    job = job._replace(batches=itertools.chain([first], job.batches))
+    mesh = options.mesh
+    first = devices.split_batch(next(job.batches), mesh)
+    others = (devices.split_batch(batch, mesh) for batch in job.batches)
+    job = job._replace(batches=itertools.chain([first], others))
     model = stack(job.cells, algorithm=options.algorithm)
     key_params, key_sample = jax.random.split(jax.random.key(options.seed))
-    params = jax.jit(model.init)(key_params)
-    state = model.initial_state(params, (job.batch,))
+    params = devices.replicate(jax.jit(model.init)(key_params), mesh)
+    state = devices.split_state(model.initial_state(params, (job.batch,)), mesh)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     _say(f"data      {job.summary}")
-    _say(f"network   {size:,} parameters, {options.precision}, on {jax.devices()[0].device_kind}")
+    kind = mesh.devices.flat[0].device_kind
+    where = f"{mesh.size} device{'s' * (mesh.size > 1)} ({kind})"
+    _say(f"network   {size:,} parameters, {options.precision}, on {where}")
     _say(f"optimiser {_describe(options.settings)}")
-    record = {**about, "baseline": job.baseline._asdict(), **_environment()}
+    record = {**about, "baseline": job.baseline._asdict(), **_environment(mesh)}
 
     if options.check:
         plain = job.loss(stack(job.cells, algorithm=autodiff()))
@@ -104,7 +111,8 @@ def run(job: Job, options: Options, about: dict[str, Any], stop: Callable[[], bo
         f"trained   {last.step} steps in {last.seconds:.1f} s, not counting compilation; "
         f"{speed:,.0f} {job.unit} per second"
     )
-    params = last.learner.params
+    # A sample is one sequence, and held-out data need not divide: one device does both.
+    params = jax.device_put(last.learner.params, mesh.devices.flat[0])
     result = job.evaluate(model, params)
     _report_result(result, job)
     if options.sample and job.alphabet:
@@ -220,13 +228,13 @@ def _describe(settings: loop.Settings) -> str:
     )
 
 
-def _environment() -> dict[str, Any]:
-    device = jax.devices()[0]
+def _environment(mesh: Mesh) -> dict[str, Any]:
+    device = mesh.devices.flat[0]
     versions = {m.__name__: m.__version__ for m in (jax, optax, np)}
     versions["python"] = platform.python_version()
     return {
         "versions": versions,
-        "device": {"platform": device.platform, "kind": device.device_kind},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": mesh.size},
     }
 
 

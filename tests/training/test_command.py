@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jax_bptt.training import check
+from jax_bptt.training import check, devices
 from scripts import train
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,40 @@ def test_tasks_report_their_result_beside_the_baseline(argv, baseline, capsys):
     assert "bfloat16: ok" in out or "--check" not in argv
 
 
+def test_two_devices_learn_what_one_does(essay, tmp_path, capsys):
+    argv = ["chars", "--text", essay, "--cell", "elman", "--hidden", "4", "--batch", "4"]
+    argv += ["--steps", "5", "--window", "6", "--precision", "float64", "--sample", "0"]
+    results = []
+    for count in "1", "2":
+        path = tmp_path / "r.json"
+        assert run([*argv, "--devices", count, "--json", str(path)]) == 0
+        record = json.loads(path.read_text())
+        assert record["device"]["count"] == int(count)
+        results.append(record["result"]["value"])
+    out = capsys.readouterr().out
+    assert "on 1 device (cpu)" in out and "on 2 devices (cpu)" in out
+    assert results[1] == pytest.approx(results[0], rel=1e-12)
+
+
+def test_as_many_devices_as_divide_the_batch(monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 5)
+    assert [devices.mesh(batch).size for batch in (1, 3, 4)] == [1, 1, 2]
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    assert devices.mesh(4).size == 1 and devices.mesh(4, 2).size == 2
+
+
+def test_the_devices_of_a_cpu_are_asked_for_before_jax_looks():
+    program = (
+        "from jax_bptt.training import devices; devices.cores = lambda: 4; "
+        "import jax; print(devices.mesh(6).size, len(jax.devices()))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["3", "3"], done.stderr
+
+
 def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
     monkeypatch.setitem(check.TOLERANCE, "float32", 0.0)
     assert run(["adding", *TINY, "--check", "--cell", "elman"]) == 1
@@ -96,6 +130,9 @@ def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
     [
         ([], "required"),
         (["chars", "--hidden", "0"], "--hidden: must be a whole number of at least 1, got 0"),
+        (["adding", "--devices", "0"], "--devices: must be auto, or a whole number of at least 1"),
+        (["adding", "--batch", "3", "--devices", "2"], "2 devices do not divide a batch of 3"),
+        (["adding", "--batch", "64", "--devices", "64"], "there are 2 devices for JAX, not 64"),
         (["chars", "--batch", "-3"], "--batch: must be a whole number"),
         (["chars", "--window", "x"], "--window: must be a whole number"),
         (["chars", "--temperature", "0"], "--temperature: must be a number above 0"),

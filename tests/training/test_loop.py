@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.training import check, evaluate, loop, losses, text
+from jax_bptt.training import check, devices, evaluate, loop, losses, text
 from jax_bptt.training.model import layers, stack
 
 SETTINGS = loop.Settings(learning_rate=0.1, clip=1.0, steps=20)
@@ -48,6 +48,38 @@ def test_fit_leaves_the_caller_s_parameters_alone_though_steps_donate():
         pass
     np.testing.assert_array_equal(params, [3.0, -2.0])
     np.testing.assert_array_equal(state[0], 0)
+
+
+def test_fit_leaves_arrays_where_they_are():
+    mesh = devices.mesh(4, 2)
+
+    def loss(params, state, batch):
+        state = 0.5 * state + batch[0]
+        return jnp.mean((state @ params["w"] + params["b"][None] - 1) ** 2), state
+
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    xs = np.random.default_rng(0).normal(size=(5, 1, 4, 3))
+    ends = {}
+    for placed in False, True:
+        start, state, batches = params, jnp.zeros((4, 3)), list(xs)
+        if placed:
+            start = devices.replicate(start, mesh)
+            state = devices.split_state(state, mesh)
+            batches = [devices.split_batch(batch, mesh) for batch in batches]
+        learner = loop.start(start, state, SETTINGS)
+        where = jax.tree.map(lambda a: a.sharding, learner)
+        # The learner of the last step alone: the others have given theirs away.
+        *_, last = loop.fit(loss, learner, batches, SETTINGS)
+        for a, sharding in zip(*map(jax.tree.leaves, (last.learner, where)), strict=True):
+            assert a.sharding.is_equivalent_to(sharding, a.ndim)
+        ends[placed] = last
+    split = ends[True].learner
+    assert len(split.state.sharding.device_set) == 2
+    assert split.state.addressable_shards[0].data.shape == (2, 3)
+    assert split.params["w"].is_fully_replicated
+    assert ends[True].loss == pytest.approx(ends[False].loss, rel=1e-12)
+    for a, b in zip(*(jax.tree.leaves(end.learner) for end in ends.values()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
 def test_fit_stops_when_asked_and_after_its_seconds():
