@@ -47,6 +47,8 @@ from benchmarks.data import GATES, GRID, Row
 from benchmarks.options import OPTIONS, Shape, names, shapes
 from benchmarks.progress import progress
 
+from jax_bptt.training.devices import cores
+
 DEFAULT_CELLS = "elman", "gru", "lstm"
 SMOKE_SHAPES = ((6, 4, 3, 5),)
 SMOKE_SIDE, SIDE = 64, 1024
@@ -269,7 +271,7 @@ def _check_files(args):
 
 def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
     """Return on how many devices to run; on a CPU, make them before JAX has looked for any."""
-    counts = asked or sorted({1, environment.cores()})
+    counts = asked or sorted({1, cores()})
     if mode == "devices":
         counts = asked or list(sharding.DEVICES)
         if len(counts) > 1:

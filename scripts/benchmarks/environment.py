@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import jax_bptt as jb
+from jax_bptt.training.devices import cores
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "torch")
 
@@ -26,13 +27,6 @@ def processor() -> str:
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load() -> float | None:

@@ -194,7 +194,7 @@ def _collectives(counts):
 
 
 def _spaced(values):
-    return " ".join(map(str, values))
+    return "-" if values is None else " ".join(map(str, values))
 
 
 def memory(report: dict[str, Any]) -> list[Table]:
