@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax import Array
 
-from jax_bptt.core import blocks, reverse, trees
+from jax_bptt.core import blocks, devices, reverse, trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
 from jax_bptt.core.linearize import gated_residuals
@@ -147,7 +147,7 @@ def _backward(
         return (part.state, trees.add(d_start, part.start), d_weights), part.xs
 
     zeros = trees.zero_gradient(start), trees.zero_gradient(weights)
-    carry = d_last_state, *trees.vary_alike(zeros, saved)
+    carry = d_last_state, *devices.vary_alike(zeros, saved)
     steps = states, xs, controls, d_ys, residuals
     firsts = blocks.firsts(state, states, length)
     (d_state, d_start, d_weights), d_xs = blocks.scan_blocks(

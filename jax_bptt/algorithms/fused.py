@@ -1,5 +1,7 @@
 """All steps of a sequence in one kernel, forward and reverse, where there is one for the device."""
 
+from collections.abc import Callable
+
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.fused_diagonal import fused_diagonal
 from jax_bptt.algorithms.fused_gated import fused_gated
@@ -91,35 +93,51 @@ def fused(
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
     require(device is not None or not interpret, message)
 
-    def algorithm(cell: Cell, inputs: Inputs) -> Algorithm:
+    def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
         if isinstance(choice, str):
-            return bptt()
+            return None
         if choice.form is None:
-            recurrence = choice.kernel.module, choice.kernel.interpreter(interpret)
-            return _with_forward_mode(fused_diagonal(*recurrence))
+            return fused_diagonal(choice.kernel.module, choice.kernel.interpreter(interpret))
         options = {"approximate": approximate, "interpret": interpret}
-        return _with_forward_mode(fused_gated(choice.kernel, choice.form, **options))
+        return fused_gated(choice.kernel, choice.form, **options)
+
+    return by_kernel(kernel)
+
+
+def by_kernel(kernel: Callable[[Cell, Inputs], Algorithm | None]) -> Algorithm:
+    """Return the algorithm that runs `kernel(cell, inputs)`, or `bptt()` where that is None.
+
+    Forward mode is that of the scan: JAX cannot differentiate a kernel. A kernel is chosen anew in
+    each pass: what it is made of has to be made within what has a derivative of its own. The choice
+    follows from the inputs, so that it is the same in all of them.
+    """
+    scan = bptt()
+
+    def chosen(cell, inputs):
+        return kernel(cell, inputs) or scan
+
+    def alone(cell, inputs):
+        return chosen(cell, inputs).run(cell, inputs), ()
+
+    def saving(cell, inputs):
+        forward = chosen(cell, inputs).forward
+        assert forward is not None
+        return forward(cell, inputs)
 
     def run(cell, inputs):
-        return algorithm(cell, inputs).run(cell, inputs)
+        if kernel(cell, inputs) is None:
+            return scan.run(cell, inputs)
+        return forward_mode_of(scan.run, alone)(cell, inputs)[0]
 
     def forward(cell, inputs):
-        own = algorithm(cell, inputs).forward
-        assert own is not None
-        return own(cell, inputs)
+        if kernel(cell, inputs) is None:
+            return saving(cell, inputs)
+        return forward_mode_of(scan.run, saving)(cell, inputs)
 
     def backward(cell, saved, d_last_state, d_ys):
-        # The choice follows from the inputs, so that it is the one of `forward`.
-        own = algorithm(cell, saved.inputs).backward
+        own = chosen(cell, saved.inputs).backward
         assert own is not None
         return own(cell, saved, d_last_state, d_ys)
 
     return Algorithm(run, forward, backward)
-
-
-def _with_forward_mode(kernel: Algorithm) -> Algorithm:
-    """Return `kernel` with the forward mode of the scan: JAX cannot differentiate a kernel."""
-    forward = forward_mode_of(bptt().run, kernel.forward)
-    alone = forward_mode_of(bptt().run, lambda cell, inputs: (kernel.run(cell, inputs), ()))
-    return Algorithm(lambda cell, inputs: alone(cell, inputs)[0], forward, kernel.backward)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.core import trees
+from jax_bptt.core import devices, trees
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
 BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
@@ -77,8 +77,9 @@ def inputs(
     xs, batch_shape = _check_xs(function, cell, xs)
     state = _check_state(function, cell, params, xs, batch_shape, state)
     arguments = params, xs, state
-    params, xs, state = trees.vary_alike(arguments, arguments)
-    weights = trees.vary_alike(cell.prepare(params), xs)
+    params, xs, state = devices.vary_alike(arguments, arguments)
+    weights = devices.vary_alike(cell.prepare(params), xs)
+    state = devices.shard_alike(state, xs, len(batch_shape))
     _check_dtype(function, weights, xs)
     _check_step(function, cell, weights, xs, state)
     return params, weights, xs, state

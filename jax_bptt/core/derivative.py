@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from jax_bptt.core import trees
+from jax_bptt.core import devices, trees
 from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
 
@@ -49,6 +49,10 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
         return algorithm.run(cell, inputs)
 
     def jvp(primals, tangents):
+        with devices.mesh_of(primals):
+            return _derivative(primals, tangents)
+
+    def _derivative(primals, tangents):
         (inputs,), (given,) = primals, tangents
         outputs, saved = forward(cell, inputs)
         given = _known(given)
@@ -62,7 +66,7 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
 
         @jax.jit
         def pull(d_outputs, saved):
-            d_last_state, d_ys = trees.vary_alike(d_outputs, saved)
+            d_last_state, d_ys = devices.vary_alike(d_outputs, saved)
             found = backward(cell, saved, d_last_state, d_ys)
             d_inputs = Inputs(*found, wanted.controls)
             return jax.tree.map(lambda w, d: d if w else None, wanted, d_inputs, is_leaf=_is_none)
@@ -146,9 +150,7 @@ def _linear_map(push: Any, pull: Any, given: PyTree, known: tuple, like: PyTree)
         return jax.tree.map(lax.add, u, pull(v, saved)), v
 
     right = _entangle((given, jax.tree.map(jnp.zeros_like, like)))
-    solution = lax.custom_linear_solve(
-        system, right, solve=solve, transpose_solve=transposed_solve
-    )
+    solution = lax.custom_linear_solve(system, right, solve=solve, transpose_solve=transposed_solve)
     return _entangle(solution)[1]
 
 

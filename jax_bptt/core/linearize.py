@@ -82,9 +82,7 @@ def _plain(cell: Cell, weights: PyTree, stretch: Stretch) -> Linearization:
     return Linearization((stretch.prevs, stretch.drives), pull, accumulate)
 
 
-def _diagonal(
-    cell: Cell, step: DiagonalStep, weights: PyTree, stretch: Stretch
-) -> Linearization:
+def _diagonal(cell: Cell, step: DiagonalStep, weights: PyTree, stretch: Stretch) -> Linearization:
     """Linearise s_t = a_t s_{t-1} + b_t: the coefficients are the Jacobian."""
     coefficients = over_time(cell, step.coefficients)
     (a, _), pull_coefficients = trees.inexact_vjp(coefficients, weights, stretch.drives)
@@ -107,7 +105,7 @@ def _gated(
 ) -> Linearization:
     """Linearise a gated step: the unit-wise Jacobians are computed ahead of the reverse scan.
 
-        d_prev = (d+ pointwise)^T lambda_t + mix^T d_feedback_t
+    d_prev = (d+ pointwise)^T lambda_t + mix^T d_feedback_t
     """
     prevs, drives, _ = stretch
     bwd = pointwise_pair(step)[1]
@@ -117,7 +115,9 @@ def _gated(
         residuals = gated_residuals(step, weights, stretch, feedbacks)
     else:
         # Leaves alone are kept: the structure of what `jax.vjp` saves differs from trace to trace.
-        like = jax.eval_shape(lambda *args: gated_residuals(step, *args), weights, stretch, feedbacks)
+        like = jax.eval_shape(
+            lambda *args: gated_residuals(step, *args), weights, stretch, feedbacks
+        )
         residuals = jax.tree.unflatten(jax.tree.structure(like), kept)
     transposed = _transposed_mix(step, weights, prevs)
     one = jax.tree.map(

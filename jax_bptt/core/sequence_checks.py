@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jax_bptt.core import devices
 from jax_bptt.core.checks import (
     BATCH_MAJOR,
     as_arrays,
@@ -54,6 +55,8 @@ def options(
         f"{function}: reverse must be True or False, got {reverse!r}",
         TypeError,
     )
+    lengths = devices.shard_alike(lengths, xs, len(batch))
+    resets, mask = devices.shard_alike((resets, mask), xs, len(batch), time=1)
     held = lengths is not None or resets is not None or mask is not None
     for path, leaf in leaves(state) if held else []:
         require(

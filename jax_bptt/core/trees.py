@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jax_bptt.core.types import PyTree
 
@@ -83,25 +82,3 @@ def cast_gradient(d_tree: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda d, a: None if d is None else d.astype(a.dtype), d_tree, tree, is_leaf=_is_none
     )
-
-
-def vary_alike(tree: PyTree, reference: PyTree) -> PyTree:
-    """Give every leaf of `tree` all the mesh axes over which any leaf of `reference` varies.
-
-    Inside `jax.shard_map` the type of an array says over which mesh axes it differs, and a scan
-    wants a carry's type to stay the same. Weights are the same on every device and zeros are
-    constants; they meet data that is not. The transpose of the cast is the sum over devices, so
-    the gradient of replicated weights comes out summed. Elsewhere this does nothing.
-    """
-    axes = frozenset().union(*map(varying, jax.tree.leaves(reference)))
-
-    def cast(leaf):
-        missing = tuple(sorted(axes - varying(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(cast, tree)
-
-
-def varying(leaf: Any) -> frozenset:
-    """Return the mesh axes over which an array differs, inside `jax.shard_map`."""
-    return jax.typeof(leaf).manual_axis_type.varying

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.core import trees
+from jax_bptt.core import devices
 
 try:
     from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -204,7 +204,7 @@ def kernel(body: Callable[..., None], **options: Any) -> Callable[..., Any]:
     Pallas does not say.
     """
     run = plgpu.kernel(body, **options)
-    return lambda inputs: trees.vary_alike(run(inputs), inputs)
+    return lambda inputs: devices.vary_alike(run(inputs), inputs)
 
 
 def compiler_params(approximate: bool) -> Any:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.core import trees
+from jax_bptt.core import devices
 from jax_bptt.kernels import linear
 
 try:
@@ -91,7 +91,7 @@ def scan(
 
     inputs = tuple([p for a in arrays for p in flat(a)] for arrays in ([first], fixed, fetched))
     # Inside `jax.shard_map` a result varies over the mesh as all that it is made of.
-    inputs = trees.vary_alike(inputs, inputs)
+    inputs = devices.vary_alike(inputs, inputs)
     result = functools.partial(
         jax.ShapeDtypeStruct,
         dtype=jnp.float32,

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_bptt.core import trees
+from jax_bptt.core import devices
 from jax_bptt.kernels.form import HELD, RESET, Form
 
 LANES = 128
@@ -302,7 +302,7 @@ def launch(
 ) -> Any:
     """Run `body` on all blocks; `outputs` are pairs of a shape and a dtype."""
     # Inside `jax.shard_map` a kernel takes and makes what varies over the same axes of the mesh.
-    inputs = trees.vary_alike(inputs, inputs)
+    inputs = devices.vary_alike(inputs, inputs)
     manual = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
 
     def described(shape, dtype):

@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jax_bptt as jb
-from jax_bptt.algorithms import fused
-from jax_bptt.kernels import choice, mosaic, tpu_resident_parts
+from jax_bptt.kernels import mosaic, tpu_resident_parts
 from tests.kernels.lowering import lowered
 
 LACKS = {"gpu": mosaic.available(), "tpu": tpu_resident_parts.available()}
@@ -266,29 +265,6 @@ def test_what_stands_in_the_way_is_named(device, make, reason):
     xs = jnp.ones((4, 2, 2), jnp.float32)
     assert reason in jb.explain(cell, params, xs, device=device)
     assert "the device is a cpu" in jb.explain(cell, params, xs)
-
-
-@each_device
-def test_a_kernel_is_the_default_where_it_is_proven(device, monkeypatch):
-    def proven(*pairs):
-        ran = []
-        monkeypatch.setattr(choice, "PROVEN", frozenset(pairs))
-        on_device = functools.partial(choice.choose, device=device)
-        monkeypatch.setattr(fused, "choose", lambda *given: on_device(*given[:-1]))
-        monkeypatch.setattr(
-            fused, "_kernel", lambda found, *_: ran.append(found.kernel.name) or jb.bptt()
-        )
-        cell, params, xs, state = problem("gru", jnp.float32)
-        jax.eval_shape(functools.partial(jb.unroll, cell), params, xs, state)
-        jax.eval_shape(functools.partial(jb.bptt_gradients, cell), params, xs, state)
-        return ran, jb.explain(cell, params, xs, device=device).splitlines()[-1]
-
-    kind, name = jax.devices()[0].device_kind, NAMES[device]
-    assert proven()[0] == proven((name, "another"))[0] == proven(("another", kind))[0] == []
-    assert proven()[1] == ("unroll takes it by default on: no device, it is proven on none so far")
-    ran, told = proven((name, kind), (name, "NVIDIA H200"))
-    assert ran and set(ran) == {name}
-    assert told == f"unroll takes it by default on: NVIDIA H200, {kind}"
 
 
 def test_wrong_arguments_are_named():
