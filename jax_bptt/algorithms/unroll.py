@@ -27,8 +27,8 @@ def unroll(
         s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)        t = 1..T
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
-    is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order are exact as well. T = 0 returns the state
-    as it came.
+    is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order
+    are exact as well. T = 0 returns the state as it came.
 
     Args:
       cell: a `Cell`, e.g. `lstm(input_size=I, hidden_size=H)`.
