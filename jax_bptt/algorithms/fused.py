@@ -26,7 +26,7 @@ def fused(
 
     The rule by which a kernel is chosen, each time a run is traced (`explain` prints the outcome):
 
-    - T and B are not 0;
+    - T and B are not 0, and there are no resets;
     - the step is a `DiagonalStep` of float32 or complex64 state, or a `GatedStep` of float32 state
       [*batch, H] whose product reads one leaf of it;
     - of the kernels for the device and the kind of step, the first that takes the cell's form: its
@@ -95,7 +95,8 @@ def fused(
 
     def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
-        if isinstance(choice, str):
+        # A kernel's resets go back to the state it begins from, and it may be given another one.
+        if isinstance(choice, str) or inputs.start is not None:
             return None
         if choice.form is None:
             return fused_diagonal(choice.kernel.module, choice.kernel.interpreter(interpret))

@@ -1,12 +1,16 @@
 """Run a cell over a sequence, with the gradient of the chosen algorithm."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from jax_bptt.algorithms.bptt import bptt
-from jax_bptt.core import checks, sequence, sequence_checks, trees
-from jax_bptt.core.derivative import differentiable
+from jax_bptt.algorithms.default import default
+from jax_bptt.core import checks, derivative, devices, sequence, sequence_checks, tracing, trees
+from jax_bptt.core.sequence import Options
 from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
 
@@ -20,6 +24,7 @@ def unroll(
     lengths: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    reset_state: PyTree | None = None,
     reverse: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """Run `cell` over `xs` and return its last state and its outputs.
@@ -28,7 +33,9 @@ def unroll(
 
     `jax.grad` of anything that calls this runs the algorithm's own reverse pass; by default that
     is explicit backpropagation through time, `bptt()`. Forward mode and derivatives of any order
-    are exact as well. T = 0 returns the state as it came.
+    are exact as well; with a `jax.custom_vjp` in the step there is no forward mode. A cell with
+    effects, such as a `jax.debug.print` in its step, runs by `autodiff()`. What a step closes over
+    is differentiated as well. T = 0 returns the state as it came.
 
     Args:
       cell: a `Cell`, e.g. `lstm(input_size=I, hidden_size=H)`.
@@ -39,10 +46,12 @@ def unroll(
       algorithm: how the gradient is computed; see `bptt` and `autodiff`.
       lengths: integer [*batch], 0 to T: the number of steps of each sequence of a padded batch.
         Beyond it the state is held, outputs are zero, and inputs are not read: they may be NaN.
-      resets: bool [T, *batch]: where the state starts again from `state`, before the step is taken.
-        No gradient crosses; from the reset on, s_0 gets it.
+      resets: bool [T, *batch]: where the state starts again from `reset_state`, before the step is
+        taken. No gradient crosses.
       mask: bool [T, *batch]: where False, the state is held and the input not read; the output is
         that of the held state.
+      reset_state: what resets go back to, like `state`; by default what `cell.initial_state` makes,
+        wherever this run begins: steps streamed one by one equal a window of them.
       reverse: whether time runs backwards, from each sequence's last step to its first. Outputs
         stay where their inputs are.
 
@@ -62,16 +71,12 @@ def unroll(
       >>> last_state.shape, ys.shape
       ((2, 5), (7, 2, 5))
     """
-    algorithm = bptt() if algorithm is None else algorithm
-    checks.algorithm("unroll", algorithm)
-    _, weights, xs, state = checks.inputs("unroll", cell, params, xs, state)
-    checks.pair("unroll", cell)
-    options = sequence_checks.options("unroll", cell, xs, state, lengths, resets, mask, reverse)
-    xs, controls, valid = sequence.arrange(xs, *options)
-    start = None if controls.reset is None else state
-    inputs = Inputs(weights, state, xs, start, controls)
-    last_state, ys = differentiable(cell, algorithm, inputs)
-    return last_state, sequence.restore(ys, valid, reverse)
+    name = "unroll"
+    if algorithm is not None:
+        checks.algorithm(name, algorithm)
+    reverse = sequence_checks.direction(name, reverse)
+    given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
+    return _compiled_once(_unroll, cell, algorithm, reverse)(given)
 
 
 def bptt_gradients(
@@ -86,6 +91,7 @@ def bptt_gradients(
     lengths: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    reset_state: PyTree | None = None,
     reverse: bool = False,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Run the explicit reverse pass by hand, from cotangents to gradients.
@@ -108,12 +114,13 @@ def bptt_gradients(
       algorithm: as in `unroll`; it must have an explicit backward.
       lengths: as in `unroll`; integer [*batch].
       resets: as in `unroll`; bool [T, *batch].
+      reset_state: as in `unroll`; like the state.
       mask: as in `unroll`; bool [T, *batch].
       reverse: as in `unroll`.
 
     Returns:
       (d_params, d_xs, d_state), like params, xs and state, with None at leaves without a
-      gradient (integer tokens). Inside `jax.shard_map` they are those of this device's data; sum
+      gradient (integer tokens). What reaches a `reset_state` of one's own is left out. Inside `jax.shard_map` they are those of this device's data; sum
       d_params over the mesh with `jax.lax.psum`.
 
     Raises:
@@ -136,33 +143,142 @@ def bptt_gradients(
         f"{name}: this algorithm has no explicit backward; JAX differentiates it. Take jax.vjp of "
         "unroll, or an algorithm such as jb.bptt().",
     )
-    assert algorithm.forward is not None and algorithm.backward is not None
-    learned_start = state is None
-    params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
+    reverse = sequence_checks.direction(name, reverse)
+    given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
+    gradients = _compiled_once(_gradients, cell, algorithm, reverse)
+    return gradients(given, d_ys, d_last_state)
+
+
+class Arguments(NamedTuple):
+    """Checked arguments of a run; the state is None for the cell's own."""
+
+    params: PyTree
+    xs: PyTree
+    state: PyTree
+    options: Options
+
+
+class Run(NamedTuple):
+    """A run as an algorithm takes it.
+
+    Attributes:
+      cell: the cell; with what its functions closed over hoisted into its weights.
+      inputs: of the run.
+      valid: bool [T, *batch], False beyond the lengths, or None without any.
+      traced: facts about the cell.
+    """
+
+    cell: Cell
+    inputs: Inputs
+    valid: Array | None
+    traced: tracing.Traced
+
+
+def _check(name: str, cell: Cell, arguments: tuple, options: Options) -> Arguments:
+    params, xs, state = checks.inputs(name, cell, *arguments)
     checks.pair(name, cell)
-    options = sequence_checks.options(name, cell, xs, state, lengths, resets, mask, reverse)
-    (run_xs, controls, valid), pull_arrange = trees.inexact_vjp(
-        lambda xs: sequence.arrange(xs, *options), xs
+    options = sequence_checks.options(name, cell, xs, options)
+    if options.reset_state is not None:
+        expected = checks.state_spec(cell, params, xs)
+        given = checks.given_state(name, "reset_state", cell, xs, options.reset_state, expected)
+        options = options._replace(reset_state=given)
+    return Arguments(params, xs, state, options)
+
+
+def _compiled_once(function: Any, cell: Cell, algorithm: Algorithm | None, reverse: bool) -> Any:
+    """Return `function(cell, algorithm, reverse, ...)`, compiled at the first of equal calls."""
+    try:
+        hash((cell, algorithm))
+    except TypeError:  # such as a method of an object that holds arrays
+        return lambda *args: function(cell, algorithm, reverse, *args)
+    return lambda *args: _jitted[function](cell, algorithm, reverse, *args)
+
+
+def _begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
+    params, xs, state, options = given
+    batch = checks.batch_shape(cell, xs)
+    params, xs, state, reset_state = devices.vary_alike(
+        (params, xs, state, options.reset_state), given
     )
-    start = None if controls.reset is None else state
-    inputs = Inputs(weights, state, run_xs, start, controls)
-    (last_state, ys), saved = algorithm.forward(cell, inputs)
-    ys, pull_restore = trees.inexact_vjp(lambda ys: sequence.restore(ys, valid, reverse), ys)
-    if d_ys is not None:
-        (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))
-    if d_last_state is None:
-        d_last_state = jax.tree.map(
-            lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state
+    initial = state is None or (options.resets is not None and reset_state is None)
+    own = devices.vary_alike(cell.initial_state(params, batch), xs) if initial else None
+    own = jax.tree.map(jnp.asarray, own)
+    state = own if state is None else state
+    start = None
+    if options.resets is not None:
+        start = own if reset_state is None else reset_state
+    state, start = devices.shard_alike((state, start), xs, len(batch))
+    lengths = devices.shard_alike(options.lengths, xs, len(batch))
+    flags = devices.shard_alike((options.resets, options.mask), xs, len(batch), time=1)
+    options = Options(lengths, *flags)
+    weights = devices.vary_alike(checks.weights(name, cell, params, xs), xs)
+
+    traced = tracing.trace(cell, weights, state, xs)
+    checks.step(name, state, traced.new_state)
+    if any(option is not None for option in options):
+        sequence_checks.holdable(name, cell, xs, state)
+    if traced.closed:
+        cell, weights = tracing.hoist(cell, weights, state, xs, traced.drive)
+    xs, controls, valid = sequence.arrange(xs, options, reverse)
+    return Run(cell, Inputs(weights, state, xs, start, controls), valid, traced)
+
+
+def _unroll(
+    cell: Cell, algorithm: Algorithm | None, reverse: bool, given: Arguments
+) -> tuple[PyTree, PyTree]:
+    run = _begin("unroll", cell, given, reverse)
+    algorithm = default(run.traced) if algorithm is None else algorithm
+    register = derivative.reverse_only if run.traced.reverse_only else derivative.differentiable
+    last_state, ys = register(run.cell, algorithm, run.inputs)
+    return last_state, sequence.restore(ys, run.valid, reverse)
+
+
+def _gradients(
+    cell: Cell,
+    algorithm: Algorithm,
+    reverse: bool,
+    given: Arguments,
+    d_ys: PyTree | None,
+    d_last_state: PyTree | None,
+) -> tuple[PyTree, PyTree, PyTree]:
+    name = "bptt_gradients"
+    forward, backward = algorithm.forward, algorithm.backward
+    assert forward is not None and backward is not None
+    with devices.mesh_of(given):
+        given = devices.vary_alike(given, given)
+        params, xs, state, options = given
+        run = _begin(name, cell, given, reverse)
+        (last_state, ys), saved = forward(run.cell, run.inputs)
+        ys, pull_restore = trees.inexact_vjp(
+            lambda ys: sequence.restore(ys, run.valid, reverse), ys
         )
-    else:
-        d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
-    found = algorithm.backward(cell, saved, d_last_state, d_ys)
-    d_state = found.state if start is None else trees.add(found.state, found.start)
-    (d_xs,) = pull_arrange((found.xs, sequence.Controls(), None))
-    _, pull_prepare = trees.inexact_vjp(cell.prepare, params)
-    (d_params,) = pull_prepare(found.weights)
-    if learned_start:
-        batch_shape = checks.batch_shape(cell, xs)
-        _, pull_start = trees.inexact_vjp(lambda p: cell.initial_state(p, batch_shape), params)
-        d_params = trees.add(d_params, pull_start(d_state)[0])
-    return d_params, d_xs, d_state
+        if d_ys is not None:
+            (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))
+        if d_last_state is None:
+            d_last_state = jax.tree.map(
+                lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state
+            )
+        else:
+            d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
+        found = backward(run.cell, saved, d_last_state, d_ys)
+
+        def start(params):
+            return cell.initial_state(params, checks.batch_shape(cell, xs))
+
+        def pull(function, at, cotangent):
+            return trees.inexact_vjp(function, at)[1](cotangent)[0]
+
+        d_weights = found.weights.own if run.traced.closed else found.weights
+        d_params = pull(cell.prepare, params, d_weights)
+        if state is None:
+            d_params = trees.add(d_params, pull(start, params, found.state))
+        if found.start is not None and options.reset_state is None:
+            d_params = trees.add(d_params, pull(start, params, found.start))
+        d_xs = pull(lambda xs: sequence.arrange(xs, options, reverse)[0], xs, found.xs)
+        return d_params, d_xs, found.state
+
+
+_jitted = {
+    function: jax.jit(function, static_argnums=(0, 1, 2), inline=True)
+    for function in (_unroll, _gradients)
+}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.core import devices, trees
+from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 
 BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
@@ -50,7 +50,7 @@ def floating_dtype(function: str, dtype: Any, example: str) -> None:
 
 def inputs(
     function: str, cell: Cell, params: PyTree, xs: PyTree, state: PyTree | None
-) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+) -> tuple[PyTree, PyTree, PyTree | None]:
     """Check the arguments of an unroll against each other and against the cell.
 
     Args:
@@ -61,7 +61,7 @@ def inputs(
       state: as `cell.initial_state` makes it, or None for that very state.
 
     Returns:
-      (params, weights, xs, state) as JAX arrays.
+      (params, xs, state) as JAX arrays; the state None if it was.
 
     Raises:
       TypeError: an argument is no cell, no parameters, or of the wrong kind or dtype.
@@ -74,15 +74,29 @@ def inputs(
         TypeError,
     )
     params = _check_params(function, cell, params)
-    xs, batch_shape = _check_xs(function, cell, xs)
-    state = _check_state(function, cell, params, xs, batch_shape, state)
-    arguments = params, xs, state
-    params, xs, state = devices.vary_alike(arguments, arguments)
-    weights = devices.vary_alike(cell.prepare(params), xs)
-    state = devices.shard_alike(state, xs, len(batch_shape))
+    xs = _check_xs(function, cell, xs)
+    expected = state_spec(cell, params, xs)
+    for path, want in leaves(expected):
+        require(
+            not trees.is_inexact(want) or trees.accumulator_dtype(want.dtype) == want.dtype,
+            f"{function}: cell.initial_state makes state{path} of dtype {want.dtype}, but a "
+            "recurrence is carried in float32 or wider. Make it float32 whatever the dtype of "
+            "params, e.g. jnp.zeros(shape, jnp.float32).",
+            TypeError,
+        )
+    return params, xs, given_state(function, "state", cell, xs, state, expected)
+
+
+def state_spec(cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
+    """Describe the state of `cell` for a batch of sequences `xs` [T, *batch, ...]."""
+    return jax.eval_shape(lambda p: cell.initial_state(p, batch_shape(cell, xs)), params)
+
+
+def weights(function: str, cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
+    """Return the prepared parameters, checked against the inputs."""
+    weights = cell.prepare(params)
     _check_dtype(function, weights, xs)
-    _check_step(function, cell, weights, xs, state)
-    return params, weights, xs, state
+    return weights
 
 
 def algorithm(function: str, algorithm: Any) -> None:
@@ -172,7 +186,7 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
     return params
 
 
-def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int, ...]]:
+def _check_xs(function: str, cell: Cell, xs: PyTree) -> PyTree:
     require(
         type(xs) not in (list, tuple) or not hasattr(cell.input_spec, "dtype"),
         f"{function}: xs is a {type(xs).__name__}, but this cell takes one array. Pass "
@@ -214,8 +228,7 @@ def _check_xs(function: str, cell: Cell, xs: PyTree) -> tuple[PyTree, tuple[int,
             f"xs{path} has {leading}.",
         )
     require(first is not None, f"{function}: xs has no arrays, so there is no number of steps.")
-    assert first is not None
-    return xs, first[1][1:]
+    return xs
 
 
 def _conversion(name: str, x: Any, spec: Any, axes: str) -> str:
@@ -248,53 +261,44 @@ def _check_dtype(function: str, weights: PyTree, xs: PyTree) -> None:
         )
 
 
-def _check_state(
-    function: str, cell: Cell, params: PyTree, xs: PyTree, batch_shape: tuple, state: PyTree | None
-) -> PyTree:
-    own = f"Start from cell.initial_state(params, {batch_shape})."
+def given_state(
+    function: str, name: str, cell: Cell, xs: PyTree, state: PyTree | None, expected: PyTree
+) -> PyTree | None:
+    """Check a state, given under `name`, against `expected`, from `state_spec`; None is let be."""
     if state is None:
-        expected = state = jax.tree.map(jnp.asarray, cell.initial_state(params, batch_shape))
-    else:
-        expected = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
-    for path, want in leaves(expected):
-        require(
-            not trees.is_inexact(want) or trees.accumulator_dtype(want.dtype) == want.dtype,
-            f"{function}: cell.initial_state makes state{path} of dtype {want.dtype}, but a "
-            "recurrence is carried in float32 or wider. Make it float32 whatever the dtype of "
-            "params, e.g. jnp.zeros(shape, jnp.float32).",
-            TypeError,
-        )
-    _same_structure(function, "state", state, expected, "this cell's state", own)
-    state = as_arrays(function, "state", state)
+        return None
+    batch = batch_shape(cell, xs)
+    own = f"Start from cell.initial_state(params, {batch})."
+    _same_structure(function, name, state, expected, "this cell's state", own)
+    state = as_arrays(function, name, state)
     wanted = dict(leaves(expected))
     shape = jax.tree.leaves(xs)[0].shape
     for path, leaf in leaves(state):
         want = wanted[path]
-        batch = len(batch_shape)
-        same_units = leaf.ndim == want.ndim and leaf.shape[batch:] == want.shape[batch:]
+        rank = len(batch)
+        same_units = leaf.ndim == want.ndim and leaf.shape[rank:] == want.shape[rank:]
         require(
             leaf.shape == want.shape or not same_units,
-            f"{function}: xs and state disagree on the batch shape: xs.shape={shape} read as "
-            f"[T, *batch, ...] has *batch={batch_shape}, state{path}.shape={leaf.shape} has "
-            f"{leaf.shape[:batch]}. {BATCH_MAJOR}",
+            f"{function}: xs and {name} disagree on the batch shape: xs.shape={shape} read as "
+            f"[T, *batch, ...] has *batch={batch}, {name}{path}.shape={leaf.shape} has "
+            f"{leaf.shape[:rank]}. {BATCH_MAJOR}",
         )
         require(
             leaf.shape == want.shape,
-            f"{function}: state{path}.shape={leaf.shape}, but this cell's state for "
+            f"{function}: {name}{path}.shape={leaf.shape}, but this cell's state for "
             f"xs.shape={shape} has {want.shape}. {own} {BATCH_MAJOR}",
         )
         require(
             leaf.dtype == want.dtype,
-            f"{function}: state{path} has dtype {leaf.dtype}, but this cell carries {want.dtype}. "
-            f"Convert it: state{path}.astype({want.dtype.name!r}).",
+            f"{function}: {name}{path} has dtype {leaf.dtype}, but this cell carries {want.dtype}. "
+            f"Convert it: {name}{path}.astype({want.dtype.name!r}).",
             TypeError,
         )
     return state
 
 
-def _check_step(function: str, cell: Cell, weights: PyTree, xs: PyTree, state: PyTree) -> None:
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-    new = jax.eval_shape(lambda w, s, x: cell.step(w, s, cell.project(w, x)), weights, state, x)
+def step(function: str, state: PyTree, new: PyTree) -> None:
+    """Raise unless `new`, from a step, has the structure, shapes and dtypes of `state`."""
     way_out = "A step returns a state of the structure it took."
     name = "the state that cell.step returns"
     _same_structure(function, name, new, state, "the state it took", way_out)

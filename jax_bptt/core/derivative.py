@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
+from jax.dtypes import float0
 
 from jax_bptt.core import devices, trees
 from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
@@ -75,6 +76,26 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
         return outputs, _with_constants(d_outputs, outputs)
 
     run.defjvp(jvp, symbolic_zeros=True)
+    return run(inputs)
+
+
+def reverse_only(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[PyTree, PyTree]:
+    """Run `algorithm` as `differentiable` does, without a forward mode: the cell has none."""
+    if algorithm.backward is None or algorithm.forward is None:
+        return algorithm.run(cell, inputs)
+    forward, backward = algorithm.forward, algorithm.backward
+
+    @jax.custom_vjp
+    def run(inputs):
+        return algorithm.run(cell, inputs)
+
+    def pull(saved, d_outputs):
+        with devices.mesh_of(saved):
+            d_outputs = jax.tree.map(lambda d: None if d.dtype == float0 else d, d_outputs)
+            found = backward(cell, saved, *devices.vary_alike(d_outputs, saved))
+            return (Inputs(*found, None),)
+
+    run.defvjp(lambda inputs: forward(cell, inputs), pull)
     return run(inputs)
 
 
@@ -176,7 +197,7 @@ def _known(tangents: Inputs) -> Inputs:
     """Return tangents with None for one that is zero or cannot be, and for the controls'."""
 
     def known(tangent):
-        zero = _is_symbolic_zero(tangent) or tangent.dtype == jax.dtypes.float0
+        zero = _is_symbolic_zero(tangent) or tangent.dtype == float0
         return None if zero else tangent
 
     given = jax.tree.map(known, tangents, is_leaf=_is_symbolic_zero)

@@ -46,5 +46,16 @@ def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(args), [v in read for v in jaxpr.invars])
 
 
+def contains(jaxpr: Jaxpr, name: str) -> bool:
+    """Return whether an operation of that name is in `jaxpr` or in what it runs, at any depth."""
+    for eqn in jaxpr.eqns:
+        inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()))]
+        if eqn.primitive.name == name or any(
+            contains(p, name) for p in inner if isinstance(p, Jaxpr)
+        ):
+            return True
+    return False
+
+
 def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
     return (v for v in atoms if not isinstance(v, Literal))

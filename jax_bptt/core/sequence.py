@@ -1,6 +1,6 @@
 """Sequence options: an end, restarts, skipped steps, and a factor on the gradient through time.
 
-    s'  = s_0 where reset_t, else s_{t-1}
+    s'  = start where reset_t, else s_{t-1}
     s_t = step(s', x_t) where advance_t, else s'
     ds'/ds_{t-1} = gamma_t where not reset_t
 
@@ -8,7 +8,7 @@ Everything is chosen with `where`, never multiplied by a mask: 0 * NaN is NaN, a
 padding must not matter.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,22 @@ from jax import Array
 
 from jax_bptt.core import trees
 from jax_bptt.core.types import PyTree
+
+
+class Options(NamedTuple):
+    """What a user may say of the sequences, each None for nothing; see `unroll`.
+
+    Attributes:
+      lengths: integer [*batch].
+      resets: bool [T, *batch].
+      mask: bool [T, *batch].
+      reset_state: like the state.
+    """
+
+    lengths: Any = None
+    resets: Any = None
+    mask: Any = None
+    reset_state: PyTree = None
 
 
 class Controls(NamedTuple):
@@ -86,19 +102,13 @@ def _scaled(gamma: Array, tree: PyTree) -> PyTree:
 
 
 def arrange(
-    xs: PyTree,
-    lengths: Array | None = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
-    reverse: bool = False,
+    xs: PyTree, options: Options, reverse: bool = False
 ) -> tuple[PyTree, Controls, Array | None]:
     """Bring the inputs and the controls into the order in which time is run.
 
     Args:
       xs: [T, *batch, ...].
-      lengths: integer [*batch], or None for T everywhere.
-      resets: bool [T, *batch], or None. A reset beyond the end has no effect.
-      mask: bool [T, *batch], False where the state is held, or None.
+      options: of the sequences. A reset beyond the end has no effect.
       reverse: whether time runs from T to 1. A sequence that ends earlier holds s_0 through its
         padding, which so comes first, and is thereby reversed within its own length.
 
@@ -106,17 +116,26 @@ def arrange(
       (xs, controls, valid): inputs that are not read are zero, so that nothing that padding holds
       enters an equation; `valid` [T, *batch] is False beyond the end, or None without lengths.
     """
+    lengths, resets, mask, _ = options
     valid = None
     if lengths is not None:
         steps = jax.tree.leaves(xs)[0].shape[0]
         times = jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim)
-        valid = times < lengths[None].astype(jnp.int32)
+        valid = times < _as_int32(lengths)[None]
     controls = Controls(_both(valid, mask), None if resets is None else _both(valid, resets))
     if controls.advance is not None:
         xs = select(controls.advance, xs)
     if reverse:
         xs, controls, valid = flip((xs, controls, valid))
     return xs, controls, valid
+
+
+def _as_int32(lengths: Array) -> Array:
+    """Return lengths as int32; a larger one, of another type, as the largest of them."""
+    largest = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(lengths.dtype).max > largest:
+        lengths = jnp.minimum(lengths, jnp.asarray(largest, lengths.dtype))
+    return lengths.astype(jnp.int32)
 
 
 def restore(ys: PyTree, valid: Array | None, reverse: bool) -> PyTree:

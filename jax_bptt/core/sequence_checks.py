@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_bptt.core import devices
 from jax_bptt.core.checks import (
     BATCH_MAJOR,
     as_arrays,
@@ -18,24 +17,17 @@ from jax_bptt.core.checks import (
     require,
     word,
 )
+from jax_bptt.core.sequence import Options
 from jax_bptt.core.types import Cell, PyTree
 
 
-def options(
-    function: str,
-    cell: Cell,
-    xs: PyTree,
-    state: PyTree,
-    lengths: Any,
-    resets: Any,
-    mask: Any,
-    reverse: Any,
-) -> tuple[Any, Any, Any, bool]:
+def options(function: str, cell: Cell, xs: PyTree, given: Options) -> Options:
     """Check the sequence options of an unroll; return them as arrays.
 
     Concrete lengths are also checked to lie within 0..T; traced ones cannot be.
     """
     batch, steps = batch_shape(cell, xs), jax.tree.leaves(xs)[0].shape[0]
+    lengths, resets, mask, reset_state = given
     if lengths is not None:
         lengths = _option(function, "lengths", lengths, batch, "*batch", jnp.integer)
         if not isinstance(lengths, Tracer):
@@ -51,21 +43,33 @@ def options(
     if mask is not None:
         mask = _option(function, "mask", mask, (steps, *batch), "T, *batch", jnp.bool_)
     require(
+        reset_state is None or resets is not None,
+        f"{function}: reset_state is what resets go back to, but there are none. Give resets, a "
+        "boolean array [T, *batch], or leave reset_state out.",
+    )
+    return Options(lengths, resets, mask, reset_state)
+
+
+def direction(function: str, reverse: Any) -> bool:
+    """Return `reverse`; raise unless it is a boolean."""
+    require(
         isinstance(reverse, bool),
         f"{function}: reverse must be True or False, got {reverse!r}",
         TypeError,
     )
-    lengths = devices.shard_alike(lengths, xs, len(batch))
-    resets, mask = devices.shard_alike((resets, mask), xs, len(batch), time=1)
-    held = lengths is not None or resets is not None or mask is not None
-    for path, leaf in leaves(state) if held else []:
+    return reverse
+
+
+def holdable(function: str, cell: Cell, xs: PyTree, state: PyTree) -> None:
+    """Raise unless every leaf of the state can be held or reset for each sequence by itself."""
+    batch = batch_shape(cell, xs)
+    for path, leaf in leaves(state):
         require(
             leaf.shape[: len(batch)] == batch,
             f"{function}: state{path}.shape={leaf.shape} does not lead with *batch={batch}, so it "
             "cannot be held or reset for each sequence by itself. Give the leaf that batch shape "
             "in cell.initial_state.",
         )
-    return lengths, resets, mask, reverse
 
 
 def _option(function: str, name: str, value: Any, shape: tuple, axes: str, kind: Any) -> Any:

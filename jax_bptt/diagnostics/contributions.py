@@ -57,8 +57,11 @@ def contributions(
     """
     name = "contributions"
     learned_start = state is None
-    params, weights, xs, state = checks.inputs(name, cell, params, xs, state)
+    params, xs, state = checks.inputs(name, cell, params, xs, state)
     checks.pair(name, cell)
+    weights = checks.weights(name, cell, params, xs)
+    if state is None:
+        state = cell.initial_state(params, checks.batch_shape(cell, xs))
     steps = jax.tree.leaves(xs)[0].shape[0]
     checks.require(
         checks.is_integer(step) and 1 <= step <= steps,

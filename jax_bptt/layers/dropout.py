@@ -88,12 +88,21 @@ def _stateless(rate: float, masks: Callable[..., PyTree]) -> Layer:
     """Return the layer without params and state that applies `masks(key, xs)`."""
 
     def apply(
-        params, xs, state=None, *, lengths=None, resets=None, mask=None, key=None, algorithm=None
+        params,
+        xs,
+        state=None,
+        *,
+        lengths=None,
+        resets=None,
+        mask=None,
+        reset_state=None,
+        key=None,
+        algorithm=None,
     ):
         xs = jax.tree.map(jnp.asarray, xs)
         if lengths is not None:
             # Padding may hold NaN, and as an output of a layer it is zero.
-            xs, _, _ = sequence.arrange(xs, jnp.asarray(lengths))
+            xs, _, _ = sequence.arrange(xs, sequence.Options(lengths=jnp.asarray(lengths)))
         if key is not None:
             xs = drop(xs, masks(key, inexact(xs)), rate)
         return (), xs

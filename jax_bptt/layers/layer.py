@@ -20,9 +20,9 @@ class Layer(NamedTuple):
     Attributes:
       init: `key -> params`.
       initial_state: `(params, batch_shape) -> state`.
-      apply: `(params, xs, state=None, *, lengths=None, resets=None, mask=None, key=None,
-        algorithm=None) -> (last_state, ys)`, xs and ys [T, *batch, ...]. As `unroll`, with two
-        differences. `resets` [T, *batch] marks the first step of a new sequence in the order of
+      apply: `(params, xs, state=None, *, lengths=None, resets=None, mask=None, reset_state=None,
+        key=None, algorithm=None) -> (last_state, ys)`, xs and ys [T, *batch, ...]. As `unroll`,
+        with two differences. `resets` [T, *batch] marks the first step of a new sequence in the order of
         the inputs, also for what runs backwards. `key` is what random layers draw their masks
         from, the same ones for the same key; without it nothing is random, as for evaluation.
     """
@@ -68,19 +68,15 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
     check_cell("layer", cell)
     check_reverse("layer", reverse)
 
-    def apply(
-        params, xs, state=None, *, lengths=None, resets=None, mask=None, key=None, algorithm=None
-    ):
+    def apply(params, xs, state=None, *, key=None, resets=None, **options):
         return unroll(
             cell,
             params,
             xs,
             state,
-            algorithm=algorithm,
-            lengths=lengths,
             resets=directed_resets(resets, reverse),
-            mask=mask,
             reverse=reverse,
+            **options,
         )
 
     return Layer(cell.init, cell.initial_state, apply)
@@ -133,12 +129,18 @@ def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
             backward.initial_state(params.backward, batch_shape),
         )
 
-    def apply(params, xs, state=None, **options):
+    def apply(params, xs, state=None, *, reset_state=None, **options):
         state = Directions(None, None) if state is None else state
-        _check_directions("params", params)
-        _check_directions("state", state)
-        last_forward, ys = forward.apply(params.forward, xs, state.forward, **options)
-        last_backward, zs = backward.apply(params.backward, xs, state.backward, **options)
+        reset_state = Directions(None, None) if reset_state is None else reset_state
+        for name, value in (("params", params), ("state", state), ("reset_state", reset_state)):
+            _check_directions(name, value)
+
+        def run(layer, *given):
+            params, state, reset_state = given
+            return layer.apply(params, xs, state, reset_state=reset_state, **options)
+
+        last_forward, ys = run(forward, params.forward, state.forward, reset_state.forward)
+        last_backward, zs = run(backward, params.backward, state.backward, reset_state.backward)
         ys = jax.tree.map(lambda y, z: jnp.concatenate([y, z], axis=-1), ys, zs)
         return Directions(last_forward, last_backward), ys
 

@@ -48,14 +48,20 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
     rate = check_rate(name, rate)
     plain = layer(cell, reverse=reverse)
 
-    def apply(params, xs, state=None, *, key=None, **options):
+    def apply(params, xs, state=None, *, key=None, resets=None, reset_state=None, **options):
+        given = {"resets": resets, "reset_state": reset_state}
         if key is None:
-            return plain.apply(params, xs, state, **options)
-        _, weights, xs, state = checks.inputs(name, cell, params, xs, state)
-        mixed = _mixed(name, step, weights, state)
-        start = Masked(state, draw(key, 1 - rate, mixed))
+            return plain.apply(params, xs, state, **given, **options)
+        params, xs, state = checks.inputs(name, cell, params, xs, state)
+        mixed = _mixed(name, cell, params, xs)
+        masks = draw(key, 1 - rate, mixed)
+        own = cell.initial_state(params, checks.batch_shape(cell, xs))
+        if resets is not None:
+            # A reset goes back to another state, and keeps the mask.
+            given["reset_state"] = Masked(own if reset_state is None else reset_state, masks)
+        start = Masked(own if state is None else state, masks)
         masked = layer(_masked_state(cell, step, rate, mixed), reverse=reverse)
-        last_state, ys = masked.apply(params, xs, start, **options)
+        last_state, ys = masked.apply(params, xs, start, **given, **options)
         return last_state.value, ys
 
     return plain._replace(apply=apply)
@@ -102,8 +108,8 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
     def apply(params, xs, state=None, *, key=None, **options):
         if key is None:
             return plain.apply(params, xs, state, **options)
-        _, weights, xs, state = checks.inputs(name, cell, params, xs, state)
-        mixed = _mixed(name, step, weights, state)
+        params, xs, state = checks.inputs(name, cell, params, xs, state)
+        mixed = _mixed(name, cell, params, xs)
         steps = jax.tree.leaves(xs)[0].shape[0]
         inputs = Masked(xs, draw(key, 1 - rate, mixed, (steps,)))
         spec = without_batch(mixed, checks.batch_shape(cell, xs))
@@ -126,9 +132,11 @@ def _check(function: str, cell: Cell, reverse: bool) -> GatedStep:
     return cell.step
 
 
-def _mixed(function: str, step: GatedStep, weights: PyTree, state: PyTree) -> PyTree:
-    """Describe the masks of what the recurrent product reads of `state`, None at other leaves."""
-    read = jaxprs.used_leaves(step.mix, weights, state)[1]
+def _mixed(function: str, cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
+    """Describe the masks of what the recurrent product reads of the state, None at other leaves."""
+    assert isinstance(cell.step, GatedStep)
+    state, weights = checks.state_spec(cell, params, xs), cell.prepare(params)
+    read = jaxprs.used_leaves(cell.step.mix, weights, state)[1]
     mixed = jax.tree.map(
         lambda s, used: (
             jax.ShapeDtypeStruct(s.shape, jnp.bool_) if used and trees.is_inexact(s) else None

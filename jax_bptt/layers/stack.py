@@ -50,14 +50,19 @@ def stack(*layers: Layer) -> Layer:
             each.initial_state(own, batch_shape) for each, own in zip(layers, params, strict=True)
         )
 
-    def apply(params, xs, state=None, *, key=None, **options):
-        state = (None,) * len(layers) if state is None else state
-        _check_entries("params", params, layers)
-        _check_entries("state", state, layers)
-        keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
+    def apply(params, xs, state=None, *, key=None, reset_state=None, **options):
+        none = (None,) * len(layers)
+        state = none if state is None else state
+        starts = none if reset_state is None else reset_state
+        for name, value in (("params", params), ("state", state), ("reset_state", starts)):
+            _check_entries(name, value, layers)
+        keys = none if key is None else jax.random.split(key, len(layers))
         last_states = []
-        for each, own_params, own_state, own_key in zip(layers, params, state, keys, strict=True):
-            last_state, xs = each.apply(own_params, xs, own_state, key=own_key, **options)
+        for each, *own in zip(layers, params, state, starts, keys, strict=True):
+            own_params, own_state, start, own_key = own
+            last_state, xs = each.apply(
+                own_params, xs, own_state, key=own_key, reset_state=start, **options
+            )
             last_states.append(last_state)
         return tuple(last_states), xs
 
@@ -103,7 +108,8 @@ def residual(layer: Layer) -> Layer:
             f"residual: the layer's outputs, {kinds[1]}, cannot be added to its inputs, "
             f"{kinds[0]}. Make its output size, or hidden size, the input size.",
         )
-        read, _, _ = sequence.arrange(xs, _as_array(lengths), mask=_as_array(mask))
+        given = sequence.Options(lengths=_as_array(lengths), mask=_as_array(mask))
+        read, _, _ = sequence.arrange(xs, given)
         return last_state, jax.tree.map(lambda y, x: y + x, ys, read)
 
     return layer._replace(apply=apply)

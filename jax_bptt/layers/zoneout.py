@@ -50,8 +50,8 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     plain = layer(cell, reverse=reverse)
 
     def apply(params, xs, state=None, *, key=None, **options):
-        _, _, xs, state = checks.inputs("zoneout", cell, params, xs, state)
-        floating = inexact(state)
+        params, xs, state = checks.inputs("zoneout", cell, params, xs, state)
+        floating = inexact(checks.state_spec(cell, params, xs))
         if key is None:
             expected = jax.tree.map(lambda s: rate, floating)
             drawn, zoned = (), _zoned(cell, (), lambda _: expected)

@@ -55,7 +55,9 @@ def check_gated_step(
     )
     assert isinstance(step, GatedStep)
     xs = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
-    _, weights, xs, state = checks.inputs(name, cell, params, xs, state)
+    params, xs, state = checks.inputs(name, cell, params, xs, state)
+    weights = checks.weights(name, cell, params, xs)
+    state = cell.initial_state(params, checks.batch_shape(cell, xs)) if state is None else state
     drive = cell.project(weights, jax.tree.map(lambda a: a[0], xs))
     narrowest = max(
         jnp.finfo(leaf.dtype).eps
