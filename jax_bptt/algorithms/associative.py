@@ -1,5 +1,7 @@
 """A diagonal linear recurrence by associative scan, forward and reverse: parallel over time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -49,7 +51,14 @@ def associative() -> Algorithm:
       >>> jb.unroll(cell, params, xs, algorithm=jb.associative())[1].shape
       (10, 2, 4)
     """
+    return _associative()
+
+
+@functools.cache
+def _associative() -> Algorithm:
     shared = diagonal_algorithm(_recurrence)
+    assert shared.forward is not None
+    shared_forward = shared.forward
 
     def run(cell, inputs):
         _check(cell, inputs.state)
@@ -57,7 +66,7 @@ def associative() -> Algorithm:
 
     def forward(cell, inputs):
         _check(cell, inputs.state)
-        return shared.forward(cell, inputs)
+        return shared_forward(cell, inputs)
 
     return Algorithm(run, forward, shared.backward)
 

@@ -2,7 +2,7 @@
 
 from jax import lax
 
-from jax_bptt.core.types import Algorithm
+from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
 
 def autodiff() -> Algorithm:
@@ -25,16 +25,17 @@ def autodiff() -> Algorithm:
       (10, 4)
     """
 
-    def run(cell, inputs):
-        weights, state, xs, start, controls = inputs
+    return Algorithm(_run)
 
-        def step(state, inputs):
-            x, control = inputs
-            prev = control.enter(start, state)
-            new = cell.step(weights, prev, cell.project(weights, x))
-            state = control.hold(new, prev)
-            return state, cell.readout(weights, state)
 
-        return lax.scan(step, state, (xs, controls))
+def _run(cell: Cell, inputs: Inputs) -> tuple[PyTree, PyTree]:
+    weights, state, xs, start, controls = inputs
 
-    return Algorithm(run)
+    def step(state, inputs):
+        x, control = inputs
+        prev = control.enter(start, state)
+        new = cell.step(weights, prev, cell.project(weights, x))
+        state = control.hold(new, prev)
+        return state, cell.readout(weights, state)
+
+    return lax.scan(step, state, (xs, controls))

@@ -1,5 +1,6 @@
 """The exact gradient, block by block of time: the algorithm that the library exists for."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -91,6 +92,12 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         f"bptt: recompute must be True, False or None, got {recompute!r}",
         TypeError,
     )
+    return _bptt(block_length, recompute)
+
+
+@functools.cache
+def _bptt(block_length: int | None, recompute: bool | None) -> Algorithm:
+    """Return the same algorithm for the same settings, so that eager calls compile once."""
 
     def length(cell: Cell, inputs: Inputs) -> int:
         return block_length or _block_length(cell, inputs)
@@ -100,7 +107,6 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
 
     def forward(cell, inputs):
         keep = _large(inputs.state) if recompute is None else not recompute
-        keep = keep and isinstance(cell.step, GatedStep)
         return _forward(cell, inputs, length(cell, inputs), keep)
 
     def backward(cell, saved, d_last_state, d_ys):
@@ -118,7 +124,7 @@ def _forward(
         _, (xs, controls) = steps
         own = Inputs(weights, state, xs, start, controls)
         last_state, states, feedbacks = forward_scan(cell, own, keep)
-        if not keep:
+        if not keep or not isinstance(cell.step, GatedStep):
             return last_state, (states, None)
         prevs = entering(start, state, states, controls)
         drives = over_time(cell, cell.project)(weights, xs)

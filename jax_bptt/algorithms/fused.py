@@ -1,5 +1,6 @@
 """All steps of a sequence in one kernel, forward and reverse, where there is one for the device."""
 
+import functools
 from collections.abc import Callable
 
 from jax_bptt.algorithms.bptt import bptt
@@ -93,6 +94,11 @@ def fused(
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
     require(device is not None or not interpret, message)
 
+    return _fused(approximate, interpret, device)
+
+
+@functools.cache
+def _fused(approximate: bool, interpret: bool, device: str | None) -> Algorithm:
     def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
         # A kernel's resets go back to the state it begins from, and it may be given another one.

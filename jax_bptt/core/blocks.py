@@ -30,11 +30,8 @@ def scan_blocks(
       (carry, outputs [T, ...]).
     """
     own, steps = inputs
-    total = len(jax.tree.leaves(steps)[0])
-    if isinstance(total, int) and total > length:
-        count, rest = divmod(total, length)
-    else:
-        count, rest = 0, total
+    total = jax.tree.leaves(steps)[0].shape[0]
+    count, rest = divmod(total, length) if _several(total, length) else (0, total)
 
     def whole(a):
         return a[: total - rest].reshape(count, length, *a.shape[1:])
@@ -71,6 +68,13 @@ def firsts(first: PyTree, values: PyTree, length: int) -> PyTree:
     """
 
     def leaf(first, values):
+        if not _several(values.shape[0], length):
+            return first[None]
         return jnp.concatenate([first[None], values[length - 1 : -1 : length]])
 
     return jax.tree.map(leaf, first, values)
+
+
+def _several(total: int, length: int) -> bool:
+    """Return whether T steps take more than one block; T of unknown size takes one."""
+    return isinstance(total, int) and total > length

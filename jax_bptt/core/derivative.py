@@ -183,7 +183,7 @@ def _entangle(tree: PyTree) -> PyTree:
     removes what is chosen by a constant; nothing of it is computed. (In `system`, which is only
     there to be differentiated, a barrier does the same.)
     """
-    sums = [jnp.sum(a).real.astype(jnp.float32) for a in jax.tree.leaves(tree) if a.size]
+    sums = [jnp.sum(a).real.astype(jnp.float32) for a in jax.tree.leaves(tree)]
     every = functools.reduce(lax.add, sums, jnp.float32(0))
 
     def leaf(a):

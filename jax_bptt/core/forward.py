@@ -89,6 +89,6 @@ def entering(start: PyTree, state: PyTree, states: PyTree, controls: Controls) -
       controls: of these K steps.
     """
     prevs = jax.tree.map(
-        lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: len(ss)], state, states
+        lambda s, ss: jnp.concatenate([s[None], ss[:-1]])[: ss.shape[0]], state, states
     )
     return controls.enter(start, prevs)
