@@ -24,7 +24,6 @@ def autodiff() -> Algorithm:
       >>> jax.jvp(run, (xs,), (xs,))[1].shape
       (10, 4)
     """
-
     return Algorithm(_run)
 
 

@@ -27,7 +27,7 @@ def fused(
 
     The rule by which a kernel is chosen, each time a run is traced (`explain` prints the outcome):
 
-    - T and B are not 0, and there are no resets;
+    - T and B are not 0, and there are no resets but of a `DiagonalStep`;
     - the step is a `DiagonalStep` of float32 or complex64 state, or a `GatedStep` of float32 state
       [*batch, H] whose product reads one leaf of it;
     - of the kernels for the device and the kind of step, the first that takes the cell's form: its
@@ -101,11 +101,13 @@ def fused(
 def _fused(approximate: bool, interpret: bool, device: str | None) -> Algorithm:
     def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
-        # A kernel's resets go back to the state it begins from, and it may be given another one.
-        if isinstance(choice, str) or inputs.start is not None:
+        if isinstance(choice, str):
             return None
         if choice.form is None:
             return fused_diagonal(choice.kernel.module, choice.kernel.interpreter(interpret))
+        if inputs.start is not None:
+            # The resets of a gated step's kernel go back to the state that it begins from.
+            return None
         options = {"approximate": approximate, "interpret": interpret}
         return fused_gated(choice.kernel, choice.form, **options)
 

@@ -120,8 +120,9 @@ def bptt_gradients(
 
     Returns:
       (d_params, d_xs, d_state), like params, xs and state, with None at leaves without a
-      gradient (integer tokens). What reaches a `reset_state` of one's own is left out. Inside `jax.shard_map` they are those of this device's data; sum
-      d_params over the mesh with `jax.lax.psum`.
+      gradient (integer tokens). What reaches a `reset_state` of one's own is left out. Inside
+      `jax.shard_map` they are those of this device's data; sum d_params over the mesh with
+      `jax.lax.psum`.
 
     Raises:
       TypeError: an argument is of the wrong kind, structure or dtype.

@@ -22,9 +22,9 @@ class Layer(NamedTuple):
       initial_state: `(params, batch_shape) -> state`.
       apply: `(params, xs, state=None, *, lengths=None, resets=None, mask=None, reset_state=None,
         key=None, algorithm=None) -> (last_state, ys)`, xs and ys [T, *batch, ...]. As `unroll`,
-        with two differences. `resets` [T, *batch] marks the first step of a new sequence in the order of
-        the inputs, also for what runs backwards. `key` is what random layers draw their masks
-        from, the same ones for the same key; without it nothing is random, as for evaluation.
+        with two differences. `resets` [T, *batch] marks the first step of a new sequence in the
+        order of the inputs, also for what runs backwards. `key` is what random layers draw their
+        masks from, the same ones for the same key; without it nothing is random, as for evaluation.
     """
 
     init: Callable[..., PyTree]

@@ -44,6 +44,7 @@ def by_steps(
     lengths: np.ndarray | None = None,
     resets: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    constant_start: bool = False,
 ) -> tuple[Leaves, Leaves]:
     """Put the outputs and gradients of a sequence together from those of single steps.
 
@@ -59,6 +60,8 @@ def by_steps(
       lengths: [B].
       resets: [T, B].
       mask: [T, B].
+      constant_start: whether what resets go back to is a constant equal to the initial state,
+        rather than that state itself, which then gets a gradient by them.
 
     Returns:
       The leaves of the outputs and of the gradient.
@@ -99,9 +102,9 @@ def by_steps(
         d_state = {k: _kept(~anew[t], d) for k, d in d_state.items()}
     gradient = {f".params{k}": d for k, d in totals.items()}
     gradient |= {f".xs{k}": np.concatenate([d[k] for d in d_xs[::-1]]) for k in d_xs[0]}
-    return outputs, gradient | {
-        f".state{k}": d for k, d in numerics.added(d_first, d_state).items()
-    }
+    if not constant_start:
+        d_state = numerics.added(d_first, d_state)
+    return outputs, gradient | {f".state{k}": d for k, d in d_state.items()}
 
 
 def _select(condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -102,11 +102,17 @@ def _like(mask: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def resets(subject: Subject, problem: Problem) -> Result:
-    """Where reset, the state starts again from the initial one, and no gradient crosses."""
+    """Where reset, the state starts again, and no gradient crosses.
+
+    From `reset_state` where the layer takes one, else from the initial state.
+    """
     if "resets" not in subject.supports:
         return _missing("resets")
     where_reset = problem.generator().random((problem.steps, problem.batch)) < 0.3
     where_reset[0, 0] = where_reset[problem.steps // 2, -1] = True
-    got = _run(subject, problem, resets=where_reset)
-    error, where = _error(got, by_steps(subject, problem, resets=where_reset))
+    constant = "reset_state" in subject.supports
+    start = {"reset_state": problem.arguments.state} if constant else {}
+    got = _run(subject, problem, resets=where_reset, **start)
+    want = by_steps(subject, problem, resets=where_reset, constant_start=constant)
+    error, where = _error(got, want)
     return measured(error, EXACT, f"{NOTE}; worst for {where[1:]}")

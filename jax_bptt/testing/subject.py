@@ -63,8 +63,9 @@ class Subject(NamedTuple):
         gradient of the derivative of <cotangents, forward(...)> along each of the directions in
         turn, each in the form of the gradient; or None.
       step: `(params, state, x) -> (state, y)` in JAX, one step, for the naive loop; or None.
-      supports: which of the options `lengths` [B], `resets` [T, B], `mask` [T, B] it takes; what
-        they mean is what they mean for `jax_bptt.unroll`.
+      supports: which of the options `lengths` [B], `resets` [T, B], `mask` [T, B] and
+        `reset_state` it takes, with their meaning for `jax_bptt.unroll`. Without a `reset_state`
+        resets go back to the initial state.
       disclaims: names of properties that the layer does not promise, with the reason.
       layer_of: path of a parameter -> name of its layer in a stack, or None.
       is_bias: path of a parameter -> whether it is a bias.

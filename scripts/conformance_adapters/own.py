@@ -54,5 +54,5 @@ ADAPTER: Adapter = jax_adapter(
     "jax_bptt",
     ("counter", *CELLS),
     _build,
-    supports={"lengths", "resets", "mask"},
+    supports={"lengths", "resets", "mask", "reset_state"},
 )

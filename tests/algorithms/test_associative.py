@@ -88,9 +88,9 @@ def test_by_hand(name):
 
 def with_options(name, reverse, arguments, cotangents, options):
     def loss(arguments):
-        outputs = jb.unroll(
-            CELLS[name].cell, *arguments, algorithm=jb.associative(), reverse=reverse, **options
-        )
+        params, xs, state = arguments
+        given = dict(options, algorithm=jb.associative(), reverse=reverse)
+        outputs = jb.unroll(CELLS[name].cell, params, xs, state, reset_state=state, **given)
         return reference.pair(jnp, cotangents, outputs), outputs
 
     gradients, outputs = jax.grad(loss, has_aux=True, allow_int=True)(arguments)

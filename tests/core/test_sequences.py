@@ -68,6 +68,7 @@ def gradient(name, algorithm, reverse, arguments, cotangents, options):
             state,
             algorithm=ALGORITHMS[algorithm],
             reverse=reverse,
+            reset_state=state if "resets" in options else None,
             **options,
         )
         return reference.pair(jnp, cotangents, outputs), outputs
@@ -119,12 +120,76 @@ def test_an_option_alone(name, option):
 
 @each_kind
 def test_bptt_gradients_with_every_option(name):
-    p, options = problem(name), OPTIONS["all"]
+    p, options = problem(name), keywords(OPTIONS["all"])
     d_last_state, d_ys = p.cotangents
-    by_hand = functools.partial(jb.bptt_gradients, CELLS[name].cell, reverse=True)
-    xs = poisoned(name, options)
-    got = jax.jit(by_hand)(p.params, xs, p.state, d_ys, d_last_state, **keywords(options))
-    assert_close(got, expected(name, "all", True)[1], EXACT)
+    cell, xs = CELLS[name].cell, poisoned(name, OPTIONS["all"])
+    by_hand = functools.partial(jb.bptt_gradients, cell, reverse=True)
+    got = jax.jit(by_hand)(p.params, xs, p.state, d_ys, d_last_state, **options)
+
+    def loss(arguments):
+        outputs = jb.unroll(cell, *arguments, reverse=True, algorithm=jb.autodiff(), **options)
+        return reference.pair(jnp, p.cotangents, outputs)
+
+    gradient = jax.jit(lambda a: without_int(jax.grad(loss, allow_int=True)(a)))
+    assert_close(got, gradient((p.params, xs, p.state)), EXACT)
+
+
+@pytest.mark.parametrize("algorithm", ["bptt_3", "autodiff"])
+@each_kind
+def test_steps_streamed_one_by_one_equal_the_window(name, algorithm):
+    """With resets and a carried state, which a reset forgets for what the cell itself begins from.
+
+    The cell's own start is learned, so that its gradient is seen as well.
+    """
+    cell = jb.learned_state(CELLS[name].cell)
+    p, a = problem(name), ALGORITHMS[algorithm]
+    params = jax.tree.map(lambda s: s + 0.1 if reference.is_inexact(s) else s, p.params)
+    params = cell.init(jax.random.key(0))._replace(cell=params)
+
+    def streamed(params, xs, state):
+        ys = []
+        for t in range(STEPS):
+            x = jax.tree.map(lambda a, t=t: a[t : t + 1], xs)
+            state, y = jb.unroll(cell, params, x, state, resets=RESETS[t : t + 1], algorithm=a)
+            ys.append(y)
+        return state, jax.tree.map(lambda *ys: jnp.concatenate(ys), *ys)
+
+    def window(params, xs, state):
+        return jb.unroll(cell, params, xs, state, resets=RESETS, algorithm=a)
+
+    def gradient(run):
+        def loss(arguments):
+            outputs = run(*arguments)
+            return reference.pair(jnp, p.cotangents, outputs), outputs
+
+        def both(arguments):
+            gradients, outputs = jax.grad(loss, has_aux=True, allow_int=True)(arguments)
+            return outputs, without_int(gradients)
+
+        return jax.jit(both)((params, p.xs, p.state))
+
+    assert_close(gradient(window), gradient(streamed), 1e-12)
+
+
+def test_a_reset_with_one_step_starts_again():
+    cell = jb.lstm(input_size=2, hidden_size=3)
+    params, x = cell.init(jax.random.key(0)), jnp.ones((1, 4, 2))
+    state = jax.tree.map(lambda s: s + 1, cell.initial_state(params, (4,)))
+    fresh = jb.unroll(cell, params, x)
+    assert_close(jb.unroll(cell, params, x, state, resets=jnp.ones((1, 4), bool)), fresh, 0)
+    own = jb.unroll(cell, params, x, resets=jnp.ones((1, 4), bool), reset_state=state)
+    assert_close(own, jb.unroll(cell, params, x, state), 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64])
+def test_lengths_of_any_integer_type(dtype):
+    """A traced length beyond T is T, of whatever type it comes."""
+    cell = jb.elman(input_size=2, hidden_size=3)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((300, 2, 2))
+    run = jax.jit(lambda lengths: jb.unroll(cell, params, xs, lengths=lengths)[1])
+    lengths = np.array([np.iinfo(dtype).max, 3], dtype)
+    steps = min(int(lengths[0]), 300)
+    assert (run(lengths) != 0).any(-1).sum(0).tolist() == [steps, 3]
 
 
 @each_kind

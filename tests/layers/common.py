@@ -96,9 +96,16 @@ def with_gradients(run, arguments, **options):
 
 
 def check(layer: jb.Layer, naive, *, key=None, options=tuple(OPTIONS), tolerance=1e-12):
-    """Compare a layer, NaN where nothing is read, with `naive(params, xs, state, option)`."""
+    """Compare a layer, NaN where nothing is read, with `naive(params, xs, state, option)`.
+
+    Resets go back to the state at the start of the run, which the naive loop has at hand.
+    """
     params, xs, state = problem(layer)
-    run = jax.jit(functools.partial(with_gradients, functools.partial(layer.apply, key=key)))
+
+    def apply(params, xs, state, **options):
+        return layer.apply(params, xs, state, key=key, reset_state=state, **options)
+
+    run = jax.jit(functools.partial(with_gradients, apply))
     for option in options:
         got = run((params, poisoned(xs, option), state), **keywords(option))
         want = with_gradients(functools.partial(naive, option=option), (params, xs, state))

@@ -12,7 +12,7 @@ import jax_bptt as jb
 from jax_bptt.testing import PROPERTIES, Subject, conformance, from_jax
 from tests.registry import CELLS, problem
 
-OPTIONS = {"lengths", "resets", "mask"}
+OPTIONS = {"lengths", "resets", "mask", "reset_state"}
 BATCH, STEPS = (3,), 5
 
 
@@ -70,10 +70,10 @@ def test_a_stack_of_three():
     params = [drawn(cell.init(jax.random.key(k))) for k, cell in enumerate(cells)]
     state = [drawn(cell.initial_state(p, BATCH)) for cell, p in zip(cells, params, strict=True)]
 
-    def run(params, xs, state, **options):
+    def run(params, xs, state, reset_state=(None,) * 3, **options):
         last = []
-        for cell, p, s in zip(cells, params, state, strict=True):
-            after, xs = jb.unroll(cell, p, xs, s, **options)
+        for cell, p, s, start in zip(cells, params, state, reset_state, strict=True):
+            after, xs = jb.unroll(cell, p, xs, s, reset_state=start, **options)
             last.append(after)
         return last, xs
 
