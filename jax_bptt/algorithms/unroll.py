@@ -217,7 +217,7 @@ def _begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
     traced = tracing.trace(cell, weights, state, xs)
     checks.step(name, state, traced.new_state)
     if any(option is not None for option in options):
-        sequence_checks.holdable(name, cell, xs, state)
+        sequence_checks.holdable(name, cell, params, xs)
     if traced.closed:
         cell, weights = tracing.hoist(cell, weights, state, xs, traced.drive)
     xs, controls, valid = sequence.arrange(xs, options, reverse)

@@ -88,6 +88,11 @@ def from_step(
             callable(function), f"from_step: {name} must be a function, got {function!r}", TypeError
         )
     require(
+        isinstance(any_batch, bool),
+        f"from_step: any_batch must be True or False, got {any_batch!r}",
+        TypeError,
+    )
+    require(
         (input_shape is None) != (input_spec is None),
         "from_step: give input_shape=(I,) for floating-point inputs, or else input_spec, a pytree "
         "of jax.ShapeDtypeStruct",

@@ -1,5 +1,6 @@
 """What several cells share: parameters, products, activations, initialisers, the readout."""
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def activated_step(mix: Callable[..., Array], activation: Callable[[Array], Arra
     if activation is jnp.tanh:
         return GatedStep(mix, pointwise, _tanh_slope, _times_slope)
     if activation is jax.nn.relu:
-        return GatedStep(mix, pointwise, _relu_slope, _times_slope)
+        return GatedStep(mix, pointwise, _is_on, _where_on)
     return GatedStep(mix, pointwise)
 
 
@@ -109,8 +110,14 @@ def _tanh_slope(weights, state, drive, feedback, new_state):
     return 1 - new_state * new_state
 
 
-def _relu_slope(weights, state, drive, feedback, new_state):
-    return (new_state > 0).astype(new_state.dtype)
+def _is_on(weights, state, drive, feedback, new_state):
+    return new_state > 0
+
+
+def _where_on(on, d_state):
+    # Chosen, not multiplied: zero times an infinite cotangent is NaN.
+    d_a = jnp.where(on, d_state, jnp.zeros_like(d_state))[..., None, :]
+    return jnp.zeros_like(d_state), d_a, d_a
 
 
 def _times_slope(slope, d_state):
@@ -157,7 +164,9 @@ def check_sizes(
 def check_forget_bias(constructor: str, forget_bias: Any) -> None:
     """Raise unless the initial bias is a real number."""
     require(
-        isinstance(forget_bias, numbers.Real) and not isinstance(forget_bias, bool),
+        isinstance(forget_bias, numbers.Real)
+        and not isinstance(forget_bias, bool)
+        and math.isfinite(forget_bias),
         f"{constructor}: forget_bias must be a real number such as 1.0, got {forget_bias!r}",
         TypeError,
     )

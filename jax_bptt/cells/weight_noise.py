@@ -1,9 +1,13 @@
 """Noise on the weights, for a whole sequence."""
 
+import math
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.core.checks import require
 from jax_bptt.core.trees import is_inexact
 from jax_bptt.core.types import PyTree
 
@@ -25,6 +29,9 @@ def weight_noise(key: Array, params: PyTree, *, scale: float | Array) -> PyTree:
     Returns:
       A pytree like `params`, of the same dtypes.
 
+    Raises:
+      ValueError: the scale is a number that is negative or not finite.
+
     References:
       K.-C. Jim, C. L. Giles and B. G. Horne (1996), "An analysis of noise in recurrent neural
       networks: convergence and generalization", IEEE Transactions on Neural Networks 7(6);
@@ -36,6 +43,10 @@ def weight_noise(key: Array, params: PyTree, *, scale: float | Array) -> PyTree:
       >>> print(f"{noisy['w'].std():.1f}")
       0.1
     """
+    require(
+        not isinstance(scale, numbers.Real) or 0 <= float(scale) < math.inf,
+        f"weight_noise: scale must be a standard deviation, finite and not negative, got {scale!r}",
+    )
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     keys = jax.random.split(key, max(1, len(leaves)))
     noisy = [

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_bptt.core.checks import floating_dtype, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
-from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
+from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, Tokens
 
 
 class EmbeddingParams(NamedTuple):
@@ -25,8 +25,9 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         x_t = E[k_t]        k_t in 0..V-1
 
     The lookup is part of `project`, so it runs batched over time and its gradient is one
-    scatter-add per block. As in all JAX indexing, an index out of range cannot raise under `jit`:
-    it is clamped. Initialisation: standard normal times 1 / sqrt(I), I the cell's input size.
+    scatter-add per block. A token out of range is an error; under `jit`, where its value is not
+    known, the nearest row is read and gets the gradient. Initialisation: standard normal times
+    1 / sqrt(I), I the cell's input size.
 
     Args:
       cell: a cell whose inputs are vectors of floating-point features.
@@ -57,18 +58,21 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         key_embedding, key_cell = jax.random.split(key)
         params = cell.init(key_cell)
         inexact = [p for p in jax.tree.leaves(params) if is_inexact(p)]
-        dtype = jnp.result_type(*inexact) if inexact else jnp.float32
+        dtype = jnp.finfo(inexact[0].dtype).dtype if inexact else jnp.dtype(jnp.float32)
         shape = (vocabulary_size, *spec.shape)
         table = jax.random.normal(key_embedding, shape, accumulator_dtype(dtype))
         return EmbeddingParams((table / spec.shape[0] ** 0.5).astype(dtype), params)
 
     def project(weights, x):
+        # The nearest row in both directions: JAX's own lookup wraps a negative index, and its
+        # transpose drops what is too large.
+        x = jnp.clip(x, 0, vocabulary_size - 1)
         # Widened before the lookup, so that its transpose adds up the rows of a frequent token in
         # at least single precision.
         table = weights.embedding.astype(accumulator_dtype(weights.embedding.dtype))
         # On a mesh of explicit axes a lookup wants to be told: the rows lie as the tokens do.
-        tokens = jax.typeof(x).sharding
-        rows = NamedSharding(tokens.mesh, PartitionSpec(*tokens.spec, None))
+        lies = jax.typeof(x).sharding
+        rows = NamedSharding(lies.mesh, PartitionSpec(*lies.spec, None))
         return cell.project(weights.cell, table.at[x].get(out_sharding=rows))
 
     return Cell(
@@ -77,7 +81,7 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         step=_on_inner(cell.step),
         project=project,
         readout=lambda weights, state: cell.readout(weights.cell, state),
-        input_spec=jax.ShapeDtypeStruct((), jnp.int32),
+        input_spec=Tokens(vocabulary_size),
         prepare=lambda params: EmbeddingParams(params.embedding, cell.prepare(params.cell)),
         any_batch=cell.any_batch,
     )

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jax_bptt.core import trees
-from jax_bptt.core.types import Algorithm, Cell, PyTree
+from jax_bptt.core.types import Algorithm, Cell, PyTree, Tokens
 
 BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
 _OWN_INIT = "Make them with this cell's own init: params = cell.init(key)."
@@ -144,8 +145,16 @@ def batch_shape(cell: Cell, xs: PyTree) -> tuple[int, ...]:
     return leaf.shape[1 : leaf.ndim - len(spec.shape)]
 
 
+def _params_spec(init: Any) -> PyTree:
+    """Describe what `init` makes, in JAX's default float as it is at present."""
+    try:
+        return _cached_spec(init, jnp.result_type(float))
+    except TypeError:  # what cannot be hashed, such as a method of an object that holds arrays
+        return _cached_spec.__wrapped__(init, None)
+
+
 @functools.lru_cache(maxsize=256)
-def _params_spec(init: Any, default_dtype: Any) -> PyTree:
+def _cached_spec(init: Any, default_dtype: Any) -> PyTree:
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -155,7 +164,7 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
         f"{function}: params is a PRNG key. Pass params = cell.init(key).",
         TypeError,
     )
-    expected = _params_spec(cell.init, jnp.result_type(float))
+    expected = _params_spec(cell.init)
     _same_structure(function, "params", params, expected, "what cell.init makes", _OWN_INIT)
     params = as_arrays(function, "params", params)
     wanted = dict(leaves(expected))
@@ -219,6 +228,13 @@ def _check_xs(function: str, cell: Cell, xs: PyTree) -> PyTree:
             f"{function}: xs{path}.shape={x.shape} read as [{axes}] does not end in {shape}, the "
             "cell's input size. Make the cell with the size of the inputs, or project them to it.",
         )
+        if isinstance(spec, Tokens) and not isinstance(x, Tracer) and x.size:
+            low, high = int(x.min()), int(x.max())
+            require(
+                0 <= low and high < spec.vocabulary_size,
+                f"{function}: xs{path} has tokens from {low} to {high}, but there are 0 to "
+                f"{spec.vocabulary_size - 1}. For padding take any, and `lengths`.",
+            )
         leading = x.shape[: x.ndim - rank]
         if first is None:
             first = path, leading
@@ -337,6 +353,8 @@ def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
         )
         # JAX takes some strings for the name of a dtype: "?" would become True.
         require(not isinstance(leaf, str | bytes), message, TypeError)
+        if isinstance(leaf, jax.Array):
+            return leaf
         try:
             return jnp.asarray(leaf)
         except TypeError as error:

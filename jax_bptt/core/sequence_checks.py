@@ -60,16 +60,44 @@ def direction(function: str, reverse: Any) -> bool:
     return reverse
 
 
-def holdable(function: str, cell: Cell, xs: PyTree, state: PyTree) -> None:
-    """Raise unless every leaf of the state can be held or reset for each sequence by itself."""
+def holdable(function: str, cell: Cell, params: PyTree, xs: PyTree) -> None:
+    """Raise unless every leaf of the state can be held or reset for each sequence by itself.
+
+    A leaf has the batch axes if it has them at another batch size as well.
+    """
     batch = batch_shape(cell, xs)
-    for path, leaf in leaves(state):
+    other = tuple(size + 1 for size in batch)
+
+    def states(params):
+        return cell.initial_state(params, batch), cell.initial_state(params, other)
+
+    state, larger = jax.eval_shape(states, params)
+    for (path, leaf), (_, large) in zip(leaves(state), leaves(larger), strict=True):
         require(
-            leaf.shape[: len(batch)] == batch,
+            (leaf.shape[: len(batch)], large.shape[: len(batch)]) == (batch, other),
             f"{function}: state{path}.shape={leaf.shape} does not lead with *batch={batch}, so it "
             "cannot be held or reset for each sequence by itself. Give the leaf that batch shape "
             "in cell.initial_state.",
         )
+
+
+def stateless(function: str, xs: PyTree, given: Options) -> Options:
+    """Check the options of a layer without a state, whose inputs have any number of batch axes."""
+    shape = jax.tree.leaves(xs)[0].shape
+    lengths, resets, mask, _ = given
+
+    def flags(name, value):
+        value = as_arrays(function, name, value)
+        own = shape[: max(1, getattr(value, "ndim", 1))]
+        return _option(function, name, value, own, "T, *batch", jnp.bool_)
+
+    if lengths is not None:
+        lengths = as_arrays(function, "lengths", lengths)
+        own = shape[1 : 1 + getattr(lengths, "ndim", 0)]
+        lengths = _option(function, "lengths", lengths, own, "*batch", jnp.integer)
+    resets = None if resets is None else flags("resets", resets)
+    mask = None if mask is None else flags("mask", mask)
+    return Options(lengths, resets, mask)
 
 
 def _option(function: str, name: str, value: Any, shape: tuple, axes: str, kind: Any) -> Any:

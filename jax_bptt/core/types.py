@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 """Any nesting of tuples, lists, dicts and registered classes whose leaves are arrays."""
@@ -63,6 +64,21 @@ class Cell(NamedTuple):
     input_spec: PyTree
     prepare: Callable[..., PyTree] = identity
     any_batch: bool = False
+
+
+class Tokens(jax.ShapeDtypeStruct):
+    """An integer input below a known number, for `Cell.input_spec`.
+
+    Attributes:
+      vocabulary_size: V, the number of distinct tokens.
+    """
+
+    vocabulary_size: int
+
+    def __init__(self, vocabulary_size: int):
+        """Describe tokens 0 to V - 1."""
+        super().__init__((), jnp.int32)
+        object.__setattr__(self, "vocabulary_size", vocabulary_size)  # its base is immutable
 
 
 class GatedStep(NamedTuple):

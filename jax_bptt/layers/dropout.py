@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import sequence
+from jax_bptt.core import sequence, sequence_checks
+from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
 from jax_bptt.layers.layer import Layer
 from jax_bptt.layers.masks import check_rate, draw, drop, inexact
@@ -42,7 +43,7 @@ def dropout(*, rate: float) -> Layer:
       [[1.0, 1.0], [1.0, 1.0]]
     """
     rate = check_rate("dropout", rate)
-    return _stateless(rate, lambda key, xs: draw(key, 1 - rate, xs))
+    return _stateless("dropout", rate, lambda key, xs: draw(key, 1 - rate, xs))
 
 
 def variational_dropout(*, rate: float) -> Layer:
@@ -81,10 +82,10 @@ def variational_dropout(*, rate: float) -> Layer:
         masks = draw(key, 1 - rate, examples)
         return jax.tree.map(lambda m, x: jnp.broadcast_to(m, x.shape), masks, xs)
 
-    return _stateless(rate, one_for_all)
+    return _stateless("variational_dropout", rate, one_for_all)
 
 
-def _stateless(rate: float, masks: Callable[..., PyTree]) -> Layer:
+def _stateless(name: str, rate: float, masks: Callable[..., PyTree]) -> Layer:
     """Return the layer without params and state that applies `masks(key, xs)`."""
 
     def apply(
@@ -100,9 +101,14 @@ def _stateless(rate: float, masks: Callable[..., PyTree]) -> Layer:
         algorithm=None,
     ):
         xs = jax.tree.map(jnp.asarray, xs)
-        if lengths is not None:
-            # Padding may hold NaN, and as an output of a layer it is zero.
-            xs, _, _ = sequence.arrange(xs, sequence.Options(lengths=jnp.asarray(lengths)))
+        require(
+            not jax.tree.leaves(params),
+            f"{name}: params must be (), what its init makes, got {kind_of(params)}.",
+            TypeError,
+        )
+        # What is not read, such as padding, may hold NaN, and as an output of a layer it is zero.
+        given = sequence.Options(lengths, resets, mask)
+        xs, _, _ = sequence.arrange(xs, sequence_checks.stateless(name, xs, given))
         if key is not None:
             xs = drop(xs, masks(key, inexact(xs)), rate)
         return (), xs
