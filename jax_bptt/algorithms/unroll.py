@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_bptt.algorithms import argument_checks, option_checks
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.default import default
-from jax_bptt.core import checks, derivative, devices, sequence, sequence_checks, tracing, trees
+from jax_bptt.core import checks, derivative, devices, sequence, tracing, trees
 from jax_bptt.core.sequence import Options
 from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
 
@@ -73,8 +74,8 @@ def unroll(
     """
     name = "unroll"
     if algorithm is not None:
-        checks.algorithm(name, algorithm)
-    reverse = sequence_checks.direction(name, reverse)
+        argument_checks.algorithm(name, algorithm)
+    reverse = option_checks.direction(name, reverse)
     given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
     return _compiled_once(_unroll, cell, algorithm, reverse)(given)
 
@@ -138,14 +139,16 @@ def bptt_gradients(
     """
     name = "bptt_gradients"
     algorithm = bptt() if algorithm is None else algorithm
-    checks.algorithm(name, algorithm)
+    argument_checks.algorithm(name, algorithm)
     checks.require(
         algorithm.forward is not None and algorithm.backward is not None,
         f"{name}: this algorithm has no explicit backward; JAX differentiates it. Take jax.vjp of "
         "unroll, or an algorithm such as jb.bptt().",
     )
-    reverse = sequence_checks.direction(name, reverse)
+    reverse = option_checks.direction(name, reverse)
     given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
+    d_ys = checks.as_arrays(name, "d_ys", d_ys)
+    d_last_state = checks.as_arrays(name, "d_last_state", d_last_state)
     gradients = _compiled_once(_gradients, cell, algorithm, reverse)
     return gradients(given, d_ys, d_last_state)
 
@@ -176,12 +179,14 @@ class Run(NamedTuple):
 
 
 def _check(name: str, cell: Cell, arguments: tuple, options: Options) -> Arguments:
-    params, xs, state = checks.inputs(name, cell, *arguments)
-    checks.pair(name, cell)
-    options = sequence_checks.options(name, cell, xs, options)
+    params, xs, state = argument_checks.inputs(name, cell, *arguments)
+    argument_checks.pair(name, cell)
+    options = option_checks.options(name, cell, xs, options)
     if options.reset_state is not None:
-        expected = checks.state_spec(cell, params, xs)
-        given = checks.given_state(name, "reset_state", cell, xs, options.reset_state, expected)
+        expected = argument_checks.state_spec(cell, params, xs)
+        given = argument_checks.given_state(
+            name, "reset_state", cell, xs, options.reset_state, expected
+        )
         options = options._replace(reset_state=given)
     return Arguments(params, xs, state, options)
 
@@ -212,12 +217,12 @@ def _begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
     lengths = devices.shard_alike(options.lengths, xs, len(batch))
     flags = devices.shard_alike((options.resets, options.mask), xs, len(batch), time=1)
     options = Options(lengths, *flags)
-    weights = devices.vary_alike(checks.weights(name, cell, params, xs), xs)
+    weights = devices.vary_alike(argument_checks.weights(name, cell, params, xs), xs)
 
     traced = tracing.trace(cell, weights, state, xs)
-    checks.step(name, state, traced.new_state)
+    argument_checks.step(name, state, traced.new_state)
     if any(option is not None for option in options):
-        sequence_checks.holdable(name, cell, params, xs)
+        option_checks.holdable(name, cell, params, xs)
     if traced.closed:
         cell, weights = tracing.hoist(cell, weights, state, xs, traced.drive)
     xs, controls, valid = sequence.arrange(xs, options, reverse)
@@ -254,13 +259,15 @@ def _gradients(
             lambda ys: sequence.restore(ys, run.valid, reverse), ys
         )
         if d_ys is not None:
-            (d_ys,) = pull_restore(checks.cotangents(name, "d_ys", d_ys, ys))
+            (d_ys,) = pull_restore(argument_checks.cotangents(name, "d_ys", d_ys, ys))
         if d_last_state is None:
             d_last_state = jax.tree.map(
                 lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state
             )
         else:
-            d_last_state = checks.cotangents(name, "d_last_state", d_last_state, last_state)
+            d_last_state = argument_checks.cotangents(
+                name, "d_last_state", d_last_state, last_state
+            )
         found = backward(run.cell, saved, d_last_state, d_ys)
 
         def start(params):

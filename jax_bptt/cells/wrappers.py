@@ -48,6 +48,7 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
     """
     require(isinstance(cell, Cell), f"embedding: cell must be a Cell, got {cell!r}", TypeError)
     positive_size("embedding", vocabulary_size=vocabulary_size)
+    vocabulary_size = int(vocabulary_size)
     spec = cell.input_spec
     require(
         isinstance(spec, jax.ShapeDtypeStruct) and len(spec.shape) == 1 and is_inexact(spec),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, trees
 from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
 from jax_bptt.core.linearize import linearize
@@ -57,9 +58,9 @@ def contributions(
     """
     name = "contributions"
     learned_start = state is None
-    params, xs, state = checks.inputs(name, cell, params, xs, state)
-    checks.pair(name, cell)
-    weights = checks.weights(name, cell, params, xs)
+    params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
+    argument_checks.pair(name, cell)
+    weights = argument_checks.weights(name, cell, params, xs)
     if state is None:
         state = cell.initial_state(params, checks.batch_shape(cell, xs))
     steps = jax.tree.leaves(xs)[0].shape[0]
@@ -72,7 +73,7 @@ def contributions(
     inputs = Inputs(weights, state, xs, None, Controls())
     last_state, states, _ = forward_scan(cell, inputs)
     y, pull_readout = trees.inexact_vjp(cell.readout, weights, last_state)
-    d_readout, d_last_state = pull_readout(checks.cotangents(name, "d_y", d_y, y))
+    d_readout, d_last_state = pull_readout(argument_checks.cotangents(name, "d_y", d_y, y))
     prevs = entering(None, state, states, Controls())
     drives = over_time(cell, cell.project)(weights, xs)
     linear = linearize(cell, weights, Stretch(prevs, drives, states))

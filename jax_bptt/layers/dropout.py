@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core import sequence, sequence_checks
+from jax_bptt.algorithms import option_checks
+from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
 from jax_bptt.layers.layer import Layer
@@ -108,7 +109,7 @@ def _stateless(name: str, rate: float, masks: Callable[..., PyTree]) -> Layer:
         )
         # What is not read, such as padding, may hold NaN, and as an output of a layer it is zero.
         given = sequence.Options(lengths, resets, mask)
-        xs, _, _ = sequence.arrange(xs, sequence_checks.stateless(name, xs, given))
+        xs, _, _ = sequence.arrange(xs, option_checks.stateless(name, xs, given))
         if key is not None:
             xs = drop(xs, masks(key, inexact(xs)), rate)
         return (), xs

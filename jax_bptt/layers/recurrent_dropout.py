@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, jaxprs, trees
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
@@ -52,7 +53,7 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
         given = {"resets": resets, "reset_state": reset_state}
         if key is None:
             return plain.apply(params, xs, state, **given, **options)
-        params, xs, state = checks.inputs(name, cell, params, xs, state)
+        params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
         mixed = _mixed(name, cell, params, xs)
         masks = draw(key, 1 - rate, mixed)
         own = cell.initial_state(params, checks.batch_shape(cell, xs))
@@ -108,7 +109,7 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
     def apply(params, xs, state=None, *, key=None, **options):
         if key is None:
             return plain.apply(params, xs, state, **options)
-        params, xs, state = checks.inputs(name, cell, params, xs, state)
+        params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
         mixed = _mixed(name, cell, params, xs)
         steps = jax.tree.leaves(xs)[0].shape[0]
         inputs = Masked(xs, draw(key, 1 - rate, mixed, (steps,)))
@@ -135,7 +136,7 @@ def _check(function: str, cell: Cell, reverse: bool) -> GatedStep:
 def _mixed(function: str, cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
     """Describe the masks of what the recurrent product reads of the state, None at other leaves."""
     assert isinstance(cell.step, GatedStep)
-    state, weights = checks.state_spec(cell, params, xs), cell.prepare(params)
+    state, weights = argument_checks.state_spec(cell, params, xs), cell.prepare(params)
     read = jaxprs.used_leaves(cell.step.mix, weights, state)[1]
     mixed = jax.tree.map(
         lambda s, used: (

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, trees
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, identity
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
@@ -50,8 +51,8 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     plain = layer(cell, reverse=reverse)
 
     def apply(params, xs, state=None, *, key=None, **options):
-        params, xs, state = checks.inputs("zoneout", cell, params, xs, state)
-        floating = inexact(checks.state_spec(cell, params, xs))
+        params, xs, state = argument_checks.inputs("zoneout", cell, params, xs, state)
+        floating = inexact(argument_checks.state_spec(cell, params, xs))
         if key is None:
             expected = jax.tree.map(lambda s: rate, floating)
             drawn, zoned = (), _zoned(cell, (), lambda _: expected)

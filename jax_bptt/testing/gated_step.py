@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, trees
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 
@@ -55,8 +56,8 @@ def check_gated_step(
     )
     assert isinstance(step, GatedStep)
     xs = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
-    params, xs, state = checks.inputs(name, cell, params, xs, state)
-    weights = checks.weights(name, cell, params, xs)
+    params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
+    weights = argument_checks.weights(name, cell, params, xs)
     state = cell.initial_state(params, checks.batch_shape(cell, xs)) if state is None else state
     drive = cell.project(weights, jax.tree.map(lambda a: a[0], xs))
     narrowest = max(

@@ -24,7 +24,7 @@ def test_block_length(block_length):
     check(lambda: jb.bptt(block_length=block_length), ValueError, *pieces)
 
 
-@pytest.mark.parametrize("name", ["recompute", "split_batch"])
+@pytest.mark.parametrize("name", ["recompute"])
 @pytest.mark.parametrize("value", [0, 1.0, "no"])
 def test_flags_of_bptt(name, value):
     pieces = f"bptt: {name} must be True, False or None", repr(value)
