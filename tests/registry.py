@@ -173,35 +173,30 @@ ALGORITHMS = {
 KINDS = ["lstm_readout", "gru_reset_before", "peephole", "counted", "lru_readout"]
 
 
+# A gated step and a plain one, for what takes long.
+FEW = ["lstm_readout", "gru_reset_before"]
+
+# Each kind once, and each algorithm but the one that falls back on another without a kernel.
+QUICK = set(zip(KINDS, ["bptt", "bptt_3", "bptt_kept", "autodiff", "bptt_1"], strict=True))
+
+
 def slow_unless(quick: bool, *values: Any) -> Any:
     """Leave a row out of the quick run; -m slow takes it."""
     return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
 
 each_cell = pytest.mark.parametrize("name", CELLS)
-each_kind = pytest.mark.parametrize("name", KINDS)
+# The kinds, of which the quick run takes few.
+each_kind_in_time = pytest.mark.parametrize(
+    "name", [slow_unless(name in FEW, name) for name in KINDS]
+)
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 # Every row there is, of which the quick run takes the kinds, and any cell in blocks of three steps.
 each_cell_in_time = pytest.mark.parametrize(
     "name", [slow_unless(name in KINDS, name) for name in CELLS]
 )
-each_kind_in_time = pytest.mark.parametrize(
-    "name, algorithm",
-    [
-        slow_unless(name in KINDS and algorithm in ("bptt", "bptt_3"), name, algorithm)
-        for name in CELLS
-        for algorithm in ALGORITHMS
-    ],
-)
-each_cell_and_algorithm = pytest.mark.parametrize(
-    "name, algorithm",
-    [
-        slow_unless(
-            algorithm == "bptt_3" or name in KINDS and algorithm != "fused", name, algorithm
-        )
-        for name in CELLS
-        for algorithm in ALGORITHMS
-    ],
+each_cell_in_less_time = pytest.mark.parametrize(
+    "name", [slow_unless(name in FEW, name) for name in CELLS]
 )
 
 

@@ -1,6 +1,7 @@
 """Lengths, resets, masks and direction: every cell and algorithm, against rows run alone."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ from tests.registry import (
     ALGORITHMS,
     BATCH,
     CELLS,
+    KINDS,
+    QUICK,
     STEPS,
     assert_close,
-    each_kind,
     each_kind_in_time,
     problem,
+    slow_unless,
     without_int,
 )
 
@@ -41,6 +44,10 @@ OPTIONS = {
     "mask": Options(FULL, NEVER, MASK),
     "all": Options(LENGTHS, RESETS, MASK),
 }
+
+
+# Each kind with one of the options, of which each is there.
+ALONE = set(zip(KINDS, ["lengths", "resets", "mask", "lengths", "mask"], strict=True))
 
 
 def keywords(options):
@@ -96,20 +103,32 @@ def expected(name, option, reverse):
     return outputs, without_int(gradients)
 
 
-@each_kind_in_time
-def test_every_option(name, algorithm):
-    p = problem(name)
+@pytest.mark.parametrize(
+    "name, algorithm, option",
+    [
+        slow_unless(
+            (name, algorithm) in QUICK and (option == "all" or name == "lstm_readout"),
+            *(name, algorithm, option),
+        )
+        for name, algorithm, option in itertools.product(CELLS, ALGORITHMS, OPTIONS)
+    ],
+)
+def test_every_option(name, algorithm, option):
+    p, options = problem(name), OPTIONS[option]
     # Each direction with two of the four algorithms: a direction is one more compilation.
     reverse = algorithm in ("bptt_3", "autodiff")
-    run = compiled(name, algorithm, reverse)
-    for option, options in OPTIONS.items():
-        arguments = p.params, poisoned(name, options), p.state
-        got = run(arguments, p.cotangents, keywords(options))
-        assert_close(got, expected(name, option, reverse), EXACT)
+    arguments = p.params, poisoned(name, options), p.state
+    got = compiled(name, algorithm, reverse)(arguments, p.cotangents, keywords(options))
+    assert_close(got, expected(name, option, reverse), EXACT)
 
 
-@each_kind
-@pytest.mark.parametrize("option", ["lengths", "resets", "mask"])
+@pytest.mark.parametrize(
+    "name, option",
+    [
+        slow_unless(row in ALONE, *row)
+        for row in itertools.product(KINDS, ("lengths", "resets", "mask"))
+    ],
+)
 def test_an_option_alone(name, option):
     p = problem(name)
     given = {option: getattr(OPTIONS[option], option)}
@@ -118,7 +137,7 @@ def test_an_option_alone(name, option):
     assert_close(got, expected(name, option, False), EXACT)
 
 
-@each_kind
+@each_kind_in_time
 def test_bptt_gradients_with_every_option(name):
     p, options = problem(name), keywords(OPTIONS["all"])
     d_last_state, d_ys = p.cotangents
@@ -134,8 +153,8 @@ def test_bptt_gradients_with_every_option(name):
     assert_close(got, gradient((p.params, xs, p.state)), EXACT)
 
 
-@pytest.mark.parametrize("algorithm", ["bptt_3", "autodiff"])
-@each_kind
+@pytest.mark.parametrize("algorithm", ["bptt_3", slow_unless(False, "autodiff")])
+@each_kind_in_time
 def test_steps_streamed_one_by_one_equal_the_window(name, algorithm):
     """With resets and a carried state, which a reset forgets for what the cell itself begins from.
 
@@ -192,7 +211,7 @@ def test_lengths_of_any_integer_type(dtype):
     assert (run(lengths) != 0).any(-1).sum(0).tolist() == [steps, 3]
 
 
-@each_kind
+@each_kind_in_time
 def test_padding_changes_no_bit(name):
     p, options = problem(name), OPTIONS["all"]
     run = compiled(name, "bptt_3", False)
@@ -211,7 +230,7 @@ def test_padding_changes_no_bit(name):
         jax.tree.map(np.testing.assert_array_equal, result, results[0])
 
 
-@each_kind
+@each_kind_in_time
 def test_cotangents_on_padding_do_not_count(name):
     p, options = problem(name), OPTIONS["lengths"]
     beyond = np.arange(STEPS)[:, None] >= options.lengths
@@ -223,14 +242,18 @@ def test_cotangents_on_padding_do_not_count(name):
 
     cotangents = p.cotangents[0], jax.tree.map(spoil, p.cotangents[1], is_leaf=lambda d: d is None)
     d_last_state, d_ys = cotangents
-    got = jb.bptt_gradients(
-        CELLS[name].cell, p.params, p.xs, p.state, d_ys, d_last_state, lengths=options.lengths
-    )
+    by_hand = jax.jit(functools.partial(jb.bptt_gradients, CELLS[name].cell))
+    got = by_hand(p.params, p.xs, p.state, d_ys, d_last_state, lengths=options.lengths)
     assert_close(got, expected(name, "lengths", False)[1], EXACT)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_readout"])
-@pytest.mark.parametrize("block_length", [1, 3])
+@pytest.mark.parametrize(
+    "name, block_length",
+    [
+        slow_unless(row in (("lstm_readout", 1), ("gru", 3)), *row)
+        for row in itertools.product(("lstm", "gru", "lstm_readout"), (1, 3))
+    ],
+)
 def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_length):
     """Bit by bit where the products have the same shapes: the same batch, and whole blocks.
 
@@ -254,12 +277,13 @@ def test_a_ragged_batch_has_the_outputs_of_each_sequence_run_alone(name, block_l
         assert_close(got[1], want[1], 1e-15 if name.endswith("readout") else 0)
 
 
-@each_kind
+@each_kind_in_time
 def test_reverse_is_a_flip(name):
-    p, cell = problem(name), CELLS[name].cell
-    last_state, ys = jb.unroll(cell, p.params, p.xs, p.state, reverse=True)
+    p = problem(name)
+    run = jax.jit(functools.partial(jb.unroll, CELLS[name].cell), static_argnames="reverse")
+    last_state, ys = run(p.params, p.xs, p.state, reverse=True)
     xs = jax.tree.map(lambda a: a[::-1], p.xs)
-    want_state, want_ys = jb.unroll(cell, p.params, xs, p.state)
+    want_state, want_ys = run(p.params, xs, p.state)
     assert_close(last_state, want_state, 0)
     assert_close(ys, jax.tree.map(lambda a: a[::-1], want_ys), 0)
 

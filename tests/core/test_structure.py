@@ -10,13 +10,16 @@ import pytest
 import jax_bptt as jb
 from jax_bptt.algorithms import bptt
 from tests.core.jaxprs import equations, live, scans, subjaxprs
+from tests.registry import slow_unless
 
 # Sizes of which no two products agree, so that a shape tells what an array is.
 I, H, B, T = 2, 7, 5, 10  # noqa: E741 - the axis letters of the package
 
 GATED = [jb.elman, jb.lstm, jb.gru, jb.lstm_peephole, jb.mgu, jb.ugrnn, jb.slstm, jb.ctrnn]
 CONSTRUCTORS = [*GATED, jb.gru_reset_before]
-each_constructor = pytest.mark.parametrize("constructor", CONSTRUCTORS)
+each_constructor_in_time = pytest.mark.parametrize(
+    "constructor", [slow_unless(c in (jb.lstm, jb.gru_reset_before), c) for c in CONSTRUCTORS]
+)
 
 
 def _traced(constructor, algorithm, steps=T):
@@ -58,21 +61,29 @@ def _breaches(jaxpr, params):
     return found
 
 
-@each_constructor
-@pytest.mark.parametrize("block_length", [None, 1, 4])
+@pytest.mark.parametrize(
+    "constructor, block_length",
+    [
+        slow_unless(length == 4 or constructor is jb.lstm, constructor, length)
+        for constructor in CONSTRUCTORS
+        for length in (None, 1, 4)
+    ],
+)
 def test_the_reverse_scan_holds_no_weight_gradient(constructor, block_length):
     jaxpr, params = _traced(constructor, jb.bptt(block_length=block_length))
     assert _innermost_reverse(jaxpr.jaxpr), "there is an explicit reverse scan"
     assert _breaches(jaxpr.jaxpr, params) == []
 
 
-@each_constructor
+@each_constructor_in_time
 def test_the_check_finds_them_in_the_plain_scan(constructor):
     jaxpr, params = _traced(constructor, jb.autodiff())
     assert _breaches(jaxpr.jaxpr, params) != []
 
 
-@pytest.mark.parametrize("constructor", GATED)
+@pytest.mark.parametrize(
+    "constructor", [slow_unless(c in (jb.elman, jb.lstm, jb.gru), c) for c in GATED]
+)
 def test_a_gated_cell_has_one_product_per_reverse_step(constructor):
     jaxpr, _ = _traced(constructor, jb.bptt())
     (scan,) = _innermost_reverse(jaxpr.jaxpr)
@@ -83,7 +94,7 @@ def test_a_gated_cell_has_one_product_per_reverse_step(constructor):
     assert not {"tanh", "logistic", "exp"} & set(names), "the Jacobians are made ahead of the scan"
 
 
-@each_constructor
+@each_constructor_in_time
 def test_the_program_does_not_grow_with_the_sequence(constructor):
     lengths = [
         sum(1 for _ in equations(_traced(constructor, jb.bptt(block_length=5), steps)[0].jaxpr))
@@ -92,8 +103,15 @@ def test_the_program_does_not_grow_with_the_sequence(constructor):
     assert lengths[0] == lengths[1]
 
 
-@pytest.mark.parametrize("constructor", [jb.lstm, jb.gru])
-@pytest.mark.parametrize("keep, keeps", [(H, True), (H + 1, False)])
+@pytest.mark.parametrize(
+    "constructor, keep, keeps",
+    [
+        (jb.lstm, H, True),
+        slow_unless(False, jb.lstm, H + 1, False),
+        slow_unless(False, jb.gru, H, True),
+        (jb.gru, H + 1, False),
+    ],
+)
 def test_large_products_are_kept_by_default(constructor, keep, keeps, monkeypatch):
     monkeypatch.setattr(bptt, "KEEP", keep)
     cell = constructor(input_size=I, hidden_size=H)

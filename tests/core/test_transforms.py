@@ -16,8 +16,9 @@ from tests.registry import (
     CELLS,
     assert_close,
     compiled,
+    each_cell_in_less_time,
     each_cell_in_time,
-    each_kind,
+    each_kind_in_time,
     gradient,
     problem,
     run,
@@ -53,12 +54,12 @@ def _check_vmap(name, mapped):
     assert_close(run_both(stacked), want, EXACT)
 
 
-@each_cell_in_time
+@each_cell_in_less_time
 def test_vmap_over_params_and_inputs(name):
     _check_vmap(name, ("params", "xs", "state"))
 
 
-@each_kind
+@each_kind_in_time
 @pytest.mark.parametrize("mapped", ["params", "xs"])
 def test_vmap_over_one(name, mapped):
     _check_vmap(name, (mapped,))
@@ -79,7 +80,7 @@ def _direction(p):
     return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), p.params)
 
 
-@each_cell_in_time
+@each_cell_in_less_time
 def test_grad_of_grad(name):
     """The Hessian times a vector is the change of the gradient along it."""
     p = problem(name)
@@ -118,7 +119,7 @@ def test_second_derivatives_against_autodiff(name):
     assert_close(forward(p.params), want, EXACT)
 
 
-@each_kind
+@each_kind_in_time
 def test_checkpoint_around(name):
     p = problem(name)
 
@@ -137,7 +138,7 @@ def test_checkpoint_around(name):
     assert_close(grad(p), compiled(name, "bptt")(p)[1], EXACT)
 
 
-@each_kind
+@each_kind_in_time
 def test_inside_another_scan(name):
     """Two windows of an outer scan, the state carried across, are one sequence of both."""
     p = problem(name)
@@ -163,7 +164,7 @@ def test_inside_another_scan(name):
     assert_close(got, want, EXACT)
 
 
-@each_kind
+@each_kind_in_time
 def test_donated_arguments(name):
     """XLA may reuse the buffers of params and state; the result stays the same."""
     p = problem(name)
@@ -184,7 +185,7 @@ def test_donated_arguments(name):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-@each_kind
+@each_kind_in_time
 @pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
 def test_shard_map_over_the_batch(name, inside):
     p = problem(name)
