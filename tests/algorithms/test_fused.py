@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import jax_bptt as jb
 from jax_bptt.kernels import mosaic, tpu_resident_parts
 from tests.kernels.lowering import lowered
+from tests.registry import slow_unless
 
 LACKS = {"gpu": mosaic.available(), "tpu": tpu_resident_parts.available()}
 NAMES = {"gpu": "gpu_heads", "tpu": "tpu_resident"}
@@ -23,6 +24,8 @@ def on(device, *values, slow=False):
     return pytest.param(device, *values, marks=[skip, pytest.mark.slow] if slow else skip)
 
 
+# The interpreters take long: the cell with which the quick run goes through each, with all options.
+IN_TIME = {"gpu": "lstm", "tpu": "lstm_peephole"}
 each_device = pytest.mark.parametrize("device", [on(name) for name in LACKS])
 
 
@@ -78,7 +81,7 @@ def assert_near(got, want, tolerance):
 @pytest.mark.parametrize(
     "device, name, options",
     [
-        on(device, name, options, slow=device == "tpu" and (options == {} or name == "lstm"))
+        on(device, name, options, slow=options == {} or name != IN_TIME[device])
         for device in LACKS
         for name in CELLS
         for options in ({}, OPTIONS)
@@ -92,6 +95,7 @@ def test_values_and_gradients_in_single_precision(device, name, options):
     assert_near(got, gradient(cell, jb.bptt(), options, *arguments), 2e-6)
 
 
+@pytest.mark.slow
 @each_device
 def test_values_without_a_gradient(device):
     cell, *arguments = problem("lstm", jnp.float32)
@@ -102,6 +106,7 @@ def test_values_without_a_gradient(device):
     assert_near(got, want, 2e-6)
 
 
+@pytest.mark.slow
 @each_device
 def test_values_and_gradients_in_half_precision(device):
     cell, *arguments = problem("lstm", jnp.bfloat16)
@@ -109,6 +114,7 @@ def test_values_and_gradients_in_half_precision(device):
     assert_near(got, gradient(cell, jb.bptt(), OPTIONS, *arguments), 5e-3)
 
 
+@pytest.mark.slow
 @each_device
 def test_vmap_over_inputs_and_over_parameters(device):
     cell, params, xs, state = problem("gru", jnp.bfloat16)
@@ -125,6 +131,7 @@ def test_vmap_over_inputs_and_over_parameters(device):
         assert_near(got, want, 5e-3)
 
 
+@pytest.mark.slow
 @each_device
 def test_forward_mode_is_that_of_the_scan(device):
     cell, *arguments = problem("gru", jnp.float32)
@@ -139,6 +146,7 @@ def test_forward_mode_is_that_of_the_scan(device):
     assert_near(got, want, 2e-6)
 
 
+@pytest.mark.slow
 @each_device
 def test_second_derivatives_run_the_scan(device):
     cell, params, *rest = problem("gru", jnp.float32)
@@ -159,7 +167,7 @@ def test_second_derivatives_run_the_scan(device):
     assert "derivatives in forward mode and of second or higher order run the scan" in found
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [slow_unless(name == "gru", name) for name in CELLS])
 def test_without_a_gpu_the_scan_runs(name):
     cell, *arguments = problem(name, jnp.float32)
     got = gradient(cell, jb.fused(), OPTIONS, *arguments)
@@ -167,6 +175,7 @@ def test_without_a_gpu_the_scan_runs(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [on("gpu")])
 def test_shard_map_without_types_of_mesh_axes(device):
     cell, *arguments = problem("gru", jnp.float32)
@@ -181,6 +190,7 @@ def test_shard_map_without_types_of_mesh_axes(device):
     assert_near(jax.jit(sharded)(*arguments), want, 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False], ids=["grad_inside", "grad_outside"])
 @each_device
 def test_shard_map_over_the_batch(inside, device):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.testing import check_gated_step
 from tests import reference
 from tests.core.messages import check
 from tests.registry import CELLS, assert_close, problem
@@ -18,7 +17,6 @@ from tests.registry import CELLS, assert_close, problem
 I, H = 3, 5  # noqa: E741 - the axis letters of the package
 SIZES: Any = dict(input_size=I, hidden_size=H)
 TEXT: Any = "exp"  # where a function belongs
-GATED = ["lstm_peephole", "mgu", "ugrnn", "indrnn", "slstm", "ctrnn", "clockwork"]
 
 
 def sigmoid(a):
@@ -52,12 +50,6 @@ def _ys(cell, params, xs, state=None):
 def _gradients(cell, params, xs):
     """Return the gradients of sum(ys^2) in the parameters and the inputs."""
     return jax.grad(lambda p, x: jnp.sum(_ys(cell, p, x) ** 2), argnums=(0, 1))(params, xs)
-
-
-@pytest.mark.parametrize("name", GATED)
-def test_keeps_the_promises_of_a_gated_step(name):
-    p = problem(name)
-    check_gated_step(CELLS[name].cell, p.params, p.xs[0], p.state)
 
 
 def test_lstm_peephole_by_hand():

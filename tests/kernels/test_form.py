@@ -9,7 +9,7 @@ import jax_bptt as jb
 from jax_bptt.core.types import GatedStep
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
 from tests.kernels.test_tiles import in_single
-from tests.registry import CELLS, assert_close
+from tests.registry import CELLS, assert_close, slow_unless
 
 BATCH, STEPS = 4, 2
 WITHOUT = {
@@ -41,10 +41,11 @@ def arguments(cell):
     return cell.prepare(params), state, jax.tree.map(input_like, cell.input_spec)
 
 
+QUICK = "gru", "lstm_peephole", "multi_head", "embedding"
 FORMED = [n for n, r in CELLS.items() if isinstance(r.cell.step, GatedStep) and n not in WITHOUT]
 
 
-@pytest.mark.parametrize("name", FORMED)
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in FORMED])
 def test_one_step_of_the_form_is_one_of_the_cell(name):
     cell = CELLS[name].cell
     weights, state, xs = arguments(cell)

@@ -1,16 +1,18 @@
 """Small sequences with every option, and naive layers out of naive cells."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jax_bptt as jb
 from tests import reference
 from tests.reference import Options, Reference
-from tests.registry import assert_close
+from tests.registry import assert_close, slow_unless
 
 T, B, I, H = 4, 3, 3, 3  # noqa: E741 - the axis letters of the package
 RATE = 0.4
@@ -36,6 +38,14 @@ NAIVE = {
     GRU: Reference(reference.gru),
     ELMAN: Reference(reference.elman(lambda xp, a: xp.tanh(a))),
 }
+
+
+def each_direction(names, *quick):
+    """Run a test on every name forwards and in reverse, in the quick run on the given rows."""
+    rows = itertools.product(names, (False, True))
+    return pytest.mark.parametrize(
+        "name, reverse", [slow_unless(row in quick, *row) for row in rows]
+    )
 
 
 def key() -> Any:

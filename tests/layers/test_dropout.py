@@ -22,6 +22,7 @@ from tests.layers.common import (
     I,
     T,
     check,
+    each_direction,
     key,
     keywords,
     poisoned,
@@ -78,16 +79,13 @@ def recurrent_mask(leading=(), used=None):
     return np.asarray(draw(key() if used is None else used, KEEP, SHAPE, leading), float)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", DROPPED)
+@each_direction(DROPPED, ("lstm", False), ("gru", True))
 def test_recurrent_dropout(name, reverse):
     layer = jb.recurrent_dropout(DROPPED[name][0], rate=RATE, reverse=reverse)
     check(layer, naive_dropped(name, recurrent_mask(), reverse), key=key())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", DROPPED)
+@each_direction(DROPPED)
 def test_recurrent_dropout_per_step(name, reverse):
     layer = jb.recurrent_dropout_per_step(DROPPED[name][0], rate=RATE, reverse=reverse)
     check(layer, naive_dropped(name, recurrent_mask((T,)), reverse), key=key())
@@ -177,8 +175,7 @@ def zoneout_masks(name, make):
     return make(jax.tree.map(lambda a: a if reference.is_inexact(a) else None, state))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", [slow_unless(n in ("lstm", "diagonal"), n) for n in ZONED])
+@each_direction(ZONED, ("lstm", True), ("diagonal", False))
 def test_zoneout(name, reverse):
     layer = jb.zoneout(ZONED[name][0], rate=RATE, reverse=reverse)
     masks = zoneout_masks(name, lambda like: draw(key(), RATE, like, (T,)))
@@ -263,9 +260,10 @@ def test_the_key_decides(name):
     layer = RANDOM[name]
     params, xs, state = problem(layer)
 
+    run = jax.jit(lambda key: layer.apply(params, xs, state, key=key)[1])
+
     def outputs(seed):
-        key = None if seed is None else jax.random.key(seed)
-        return np.asarray(layer.apply(params, xs, state, key=key)[1])
+        return np.asarray(run(None if seed is None else jax.random.key(seed)))
 
     np.testing.assert_array_equal(outputs(0), outputs(0))
     assert np.any(outputs(0) != outputs(1)) and np.any(outputs(0) != outputs(None))

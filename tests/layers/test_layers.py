@@ -20,6 +20,7 @@ from tests.layers.common import (
     I,
     T,
     check,
+    each_direction,
     keywords,
     poisoned,
     problem,
@@ -48,9 +49,9 @@ def naive_bidirectional(forward_cell, backward_cell):
     return run
 
 
-@pytest.mark.parametrize("cell", [LSTM, GRU], ids=["lstm", "gru"])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_layer(cell, reverse):
+@each_direction(("lstm", "gru"), ("lstm", True), ("gru", False))
+def test_layer(name, reverse):
+    cell = {"lstm": LSTM, "gru": GRU}[name]
     check(jb.layer(cell, reverse=reverse), naive_layer(cell, reverse))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
+from tests.registry import slow_unless
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -93,7 +94,7 @@ def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     assert "strong scan" in printed and "geometric mean" in printed and "floor" in printed
 
 
-def test_forward_and_step(bench, tmp_path, capsys):
+def test_forward(bench, tmp_path, capsys):
     argv = ["--cells", "elman", "--peers", "none", "--devices", "2"]
     shapes = "6,2,3,5;6,1,3,5"
     status, report = run(bench, tmp_path, "forward", *argv, "--shapes", shapes)
@@ -102,17 +103,21 @@ def test_forward_and_step(bench, tmp_path, capsys):
     assert [timed(row)["plain scan"]["devices"] for row in report["rows"]] == [2, 1]
     assert "B = 1 is not split over 2 devices" in capsys.readouterr().out
     assert set(timed(report["rows"][0])["plain scan"]["errors"]) == {"ys"}
+
+
+@pytest.mark.slow
+def test_step(bench, tmp_path):
     status, report = run(bench, tmp_path, "step", "--cells", "gru", "--peers", "torch")
     assert status == 0
     assert list(timed(report["rows"][0]))[:2] == ["jax_bptt", "plain scan"]
 
 
-def test_every_cell_is_timed(bench, tmp_path):
-    cells = "lru", "conv_lstm", "lstm_projected"
+@pytest.mark.parametrize("cells", [["lru"], slow_unless(False, ["conv_lstm", "lstm_projected"])])
+def test_every_cell_is_timed(bench, tmp_path, cells):
     argv = ["--cells", ",".join(cells), "--devices", "2"]
     status, report = run(bench, tmp_path, "cells", *argv)
     assert status == 0
-    assert [row["cell"] for row in report["rows"]] == list(cells)
+    assert [row["cell"] for row in report["rows"]] == cells
     for row in report["rows"]:
         own, plain = row["competitors"]
         assert (own["name"], plain["name"]) == ("jax_bptt bptt", "plain scan")
@@ -154,6 +159,7 @@ def test_memory_and_compile(bench, tmp_path):
     assert timed(report["rows"][1])["plain scan"]["against_plain"] == 1
 
 
+@pytest.mark.slow
 def test_a_network_is_compiled_against_plain_scans_that_compute_the_same(bench, tmp_path):
     network = "two_bidirectional_lstm_with_lengths"
     status, report = run(bench, tmp_path, "compile", "--cells", network, "--rounds", "1")
@@ -221,6 +227,7 @@ def test_scaling_fits_slopes(bench, tmp_path):
     assert slope([1, 4, 16], [3.0, 6.0, 12.0]) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_devices_split_the_batch(tmp_path):
     path = tmp_path / "report.json"
     argv = ["forward", "--smoke", "--cells", "elman", "--peers", "none", "--devices", "3", "--rss"]

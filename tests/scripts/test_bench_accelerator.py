@@ -47,6 +47,7 @@ def environment():
     return os.environ | {"PYTHONPATH": str(SCRIPTS.parent), "JAX_PLATFORMS": "cpu"}
 
 
+@pytest.mark.slow
 def test_every_group_runs_and_says_what_it_left_out(smoke):
     status, printed, report, plot = smoke
     assert status == 0
@@ -62,6 +63,7 @@ def test_every_group_runs_and_says_what_it_left_out(smoke):
     assert plot.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_kernels_are_compared_in_the_interpreter(smoke):
     kernel, none = smoke[2]["groups"]["correct"]["rows"]
     if mosaic.available() is None:
@@ -73,6 +75,7 @@ def test_the_kernels_are_compared_in_the_interpreter(smoke):
     assert none["error"] is None
 
 
+@pytest.mark.slow
 def test_ways_are_timed_or_say_why_not(smoke):
     groups = smoke[2]["groups"]
     for name in ("heads", "dense"):
@@ -165,6 +168,7 @@ def test_a_wrong_kernel_is_seen(script, monkeypatch):
     assert correct.distances({"a": np.array([np.nan])}, {"a": np.ones(1)}) == {"a": np.inf}
 
 
+@pytest.mark.slow
 def test_blocks_that_meet(script, smoke):
     meetings, show = part("meetings"), part("show")
     rows = smoke[2]["groups"]["meetings"]["rows"]
