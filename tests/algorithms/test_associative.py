@@ -1,6 +1,7 @@
 """The associative scan: exact for every diagonal linear cell, refused for any other, no loop."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def test_by_hand(name):
 def with_options(name, reverse, arguments, cotangents, options):
     def loss(arguments):
         params, xs, state = arguments
-        given = dict(options, algorithm=jb.associative(), reverse=reverse)
+        given: Any = dict(options, algorithm=jb.associative(), reverse=reverse)
         outputs = jb.unroll(CELLS[name].cell, params, xs, state, reset_state=state, **given)
         return reference.pair(jnp, cotangents, outputs), outputs
 

@@ -1,6 +1,7 @@
 """Programs that users write around the library: each ran wrong, or not at all, at some time."""
 
 import gc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +188,7 @@ def test_equal_eager_calls_compile_once(what):
 
     compiled = []
 
-    def listen(event, duration, **_):
+    def listen(event, duration_secs, **_):
         if "backend_compile" in event:
             compiled.append(event)
 
@@ -234,7 +235,7 @@ def test_nan_padding_raises_no_alarm():
 @pytest.mark.parametrize("shape", [(0, B), (T, 0), (0, 0)])
 def test_nothing_to_run_in_several_blocks(shape):
     params = LSTM.init(jax.random.key(0))
-    options = dict(resets=jnp.zeros(shape, bool), algorithm=jb.bptt(block_length=2))
+    options: Any = dict(resets=jnp.zeros(shape, bool), algorithm=jb.bptt(block_length=2))
 
     def loss(params, xs):
         return jnp.sum(jb.unroll(LSTM, params, xs, **options)[1])
