@@ -7,6 +7,7 @@ from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
+from jax_bptt.algorithms.step import step
 from jax_bptt.algorithms.unroll import bptt_gradients, unroll
 from jax_bptt.cells.conv_lstm import conv_lstm
 from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler
@@ -117,6 +118,7 @@ __all__ = [
     "slstm",
     "spectral_norm",
     "stack",
+    "step",
     "ugrnn",
     "unroll",
     "variational_dropout",

@@ -208,6 +208,14 @@ def test_equal_eager_calls_compile_once(what):
     assert not compiled
 
 
+def test_steps_are_an_unroll():
+    params, state, ys = LSTM.init(jax.random.key(0)), None, []
+    for x in XS:
+        state, y = jb.step(LSTM, params, state, x)
+        ys.append(y)
+    assert_close((state, jnp.stack(ys)), jb.unroll(LSTM, params, XS), 1e-14)
+
+
 @pytest.mark.parametrize("of_time", [False, True])
 def test_sizes_that_are_not_known_export(of_time):
     steps, batch = jax.export.symbolic_shape("t, b")
