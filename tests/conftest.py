@@ -1,6 +1,7 @@
 """Every test below this folder runs in JAX's strictest mode, on two host devices."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -51,6 +52,10 @@ hypothesis.settings.load_profile("jax_bptt")
 
 HERE = Path(__file__).parent
 
+# Traced programs are millions of objects that stay: the collector would go through them all again
+# and again.
+gc.set_threshold(50_000, 20, 50)
+
 MAPS = 40_000
 """Of so many pieces of mapped memory a process drops what it has compiled: Linux gives it 65,530,
 compiled code takes up to a hundred pieces a test, and a worker of the slow tests died of it."""
@@ -59,6 +64,12 @@ compiled code takes up to a hundred pieces a test, and a worker of the slow test
 def _mapped() -> int:
     maps = Path("/proc/self/maps")
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+def pytest_collection_finish():
+    """Let the collector leave alone what importing and collecting has made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -200,7 +200,7 @@ def test_the_script_prints_the_lecture(capsys, tmp_path):
 @pytest.mark.parametrize(
     "options, states",
     [
-        ("--steps 8", 8),
+        pytest.param("--steps 8", 8, marks=pytest.mark.slow),
         pytest.param("--cell gru --steps 40", 30, marks=pytest.mark.slow),
         ("--cell lstm", 3),
     ],

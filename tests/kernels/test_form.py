@@ -41,7 +41,7 @@ def arguments(cell):
     return cell.prepare(params), state, jax.tree.map(input_like, cell.input_spec)
 
 
-QUICK = "gru", "lstm_peephole", "multi_head", "embedding"
+QUICK = "lstm_peephole", "multi_head"
 FORMED = [n for n, r in CELLS.items() if isinstance(r.cell.step, GatedStep) and n not in WITHOUT]
 
 

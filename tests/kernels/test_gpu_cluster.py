@@ -11,6 +11,7 @@ from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
 from jax_bptt.kernels.gpu_mail import Box
 from tests.kernels.lowering import lowered
 from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, make_case
+from tests.registry import slow_unless
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
 
@@ -22,8 +23,14 @@ def confirm(case):
     check(case, TOLERANCE[case.form.matrix.dtype.type], gpu_cluster)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("constructor", [jb.elman, jb.gru, jb.lstm])
+@pytest.mark.parametrize(
+    "constructor, dtype",
+    [
+        slow_unless((constructor, dtype) == (jb.gru, jnp.bfloat16), constructor, dtype)
+        for constructor in (jb.elman, jb.gru, jb.lstm)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ],
+)
 def test_equals_scan_over_two_blocks(constructor, dtype):
     flagged = (constructor is jb.gru) == (dtype == jnp.float32)
     confirm(make_dense(constructor, dtype, batch=18, flagged=flagged))
@@ -36,10 +43,12 @@ def test_other_cells_equal_scan(constructor, dtype):
     confirm(make_dense(constructor, dtype, batch=18, flagged=True))
 
 
+@pytest.mark.slow
 def test_four_blocks():
     confirm(make_dense(jb.gru, jnp.bfloat16, batch=16, flagged=True, units=128))
 
 
+@pytest.mark.slow
 def test_two_warpgroups_in_each_block(monkeypatch):
     monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)
     confirm(make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False, units=128))
@@ -50,6 +59,7 @@ def test_eight_blocks_of_two_warpgroups():
     confirm(make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=True, units=512))
 
 
+@pytest.mark.slow
 def test_matrix_partly_in_shared_memory(monkeypatch):
     case = make_dense(jb.lstm, jnp.bfloat16, batch=16, flagged=True)
     # Room for one chunk of two beside the sums of the reverse kernel.
@@ -74,7 +84,7 @@ def kernel(direction, units=64, steps=3):
     return functools.partial(gpu_cluster.backward, *given)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", slow_unless(False, "backward")])
 def test_reading_before_all_has_come_is_caught(direction, monkeypatch, caplog):
     def received(box, barrier):
         return box.memory.at[box.place.block, box.place.part]
@@ -84,6 +94,7 @@ def test_reading_before_all_has_come_is_caught(direction, monkeypatch, caplog):
     check_caught(kernel(direction, steps=1), caplog, spoil)
 
 
+@pytest.mark.slow
 def test_sending_before_all_have_read_is_caught(monkeypatch, caplog):
     wait, arrive = mosaic.plgpu.barrier_wait, mosaic.plgpu.barrier_arrive
     late = []
@@ -105,11 +116,13 @@ def test_sending_before_all_have_read_is_caught(monkeypatch, caplog):
     check_caught(kernel("backward"), caplog, spoil)
 
 
+@pytest.mark.slow
 def test_hidden_states_in_one_place_are_caught(monkeypatch, caplog):
     spoil = functools.partial(monkeypatch.setattr, gpu_cluster, "PLACES", 1)
     check_caught(kernel("forward"), caplog, spoil)
 
 
+@pytest.mark.slow
 def test_derivatives_in_one_place_are_caught(monkeypatch, caplog):
     """One warpgroup would write its own while the other still reads those of the step before."""
     monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)

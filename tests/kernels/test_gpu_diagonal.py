@@ -29,8 +29,8 @@ def interpreted(**options):
 @pytest.mark.parametrize(
     "steps, shape, dtype, constant",
     [
-        (1, (), REAL, False),
-        (5, (3, 5), REAL, False),
+        slow_unless(False, 1, (), REAL, False),
+        slow_unless(False, 5, (3, 5), REAL, False),
         (3, (2, 1, 129), REAL, True),
         (5, (3, 5), COMPLEX, False),
         slow_unless(False, 4, (128,), COMPLEX, True),
@@ -46,7 +46,7 @@ def test_equals_the_loop(steps, shape, dtype, constant, reverse):
     "steps, dtype, constant",
     [
         (11, REAL, False),
-        (10, REAL, False),
+        slow_unless(False, 10, REAL, False),
         (7, COMPLEX, False),
         slow_unless(False, 21, REAL, True),
         slow_unless(False, 12, COMPLEX, True),
@@ -57,7 +57,7 @@ def test_more_steps_than_are_in_flight(steps, dtype, constant, reverse, monkeypa
     check(interpreted(), make_case(steps, (3,), dtype, constant=constant, reverse=reverse))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow_unless(False, False), True])
 def test_no_offsets(reverse):
     check(interpreted(), make_case(3, (2, 3), REAL, offset=False, reverse=reverse))
 

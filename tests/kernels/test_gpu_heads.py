@@ -13,6 +13,7 @@ import jax_bptt as jb
 from jax_bptt.kernels import gpu_heads, mosaic
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
 from tests.kernels.lowering import lowered
+from tests.registry import slow_unless
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
 
@@ -22,6 +23,9 @@ CELLS = [
     *(jb.elman, jb.gru, jb.lstm, jb.lstm_peephole, jb.mgu, jb.slstm, jb.ugrnn),
     *(jb.ctrnn, jb.ctrnn_euler),
 ]
+
+
+QUICK = (jb.lstm, jnp.float32), (jb.gru, jnp.bfloat16)
 
 
 class Case(NamedTuple):
@@ -136,13 +140,20 @@ def check(case, tolerance, kernel: Any = gpu_heads):
         assert distance(made[2][:, :, e], d_drives[:, :, g]) <= tolerance
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("constructor", CELLS)
+@pytest.mark.parametrize(
+    "constructor, dtype",
+    [
+        slow_unless((constructor, dtype) in QUICK, constructor, dtype)
+        for constructor in CELLS
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ],
+)
 def test_equals_scan(constructor, dtype):
     case = make_case(constructor, dtype, batch=18, heads=1, flagged=dtype == jnp.float32)
     check(case, TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [-0.5, -0.3])
 def test_activation_with_a_power(exponent):
     """The inverse square root unit (Carlile et al. 2017, "Improving deep learning by inverse
@@ -151,10 +162,12 @@ def test_activation_with_a_power(exponent):
     check(make_case(unit, jnp.float32, 16, 1, True), TOLERANCE[jnp.float32])
 
 
+@pytest.mark.slow
 def test_two_heads_of_two_warpgroups_in_half_precision():
     check(make_case(jb.lstm, jnp.float16, 16, 2, True, units=64), TOLERANCE[jnp.float16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constructor, side_by_side", [(jb.lstm, False), (jb.gru, True)])
 def test_products_beside_stores_where_there_are_registers(constructor, side_by_side):
     """Heads of 128 units have 128 registers a thread, of which an LSTM's matrix takes half."""
@@ -163,11 +176,13 @@ def test_products_beside_stores_where_there_are_registers(constructor, side_by_s
     check(case, TOLERANCE[jnp.bfloat16])
 
 
+@pytest.mark.slow
 def test_more_steps_than_are_fetched_ahead():
     case = make_case(jb.gru, jnp.bfloat16, 16, 1, True, units=64, steps=gpu_heads.DEPTH + 1)
     check(case, TOLERANCE[jnp.bfloat16])
 
 
+@pytest.mark.slow
 def test_fetches_fewer_steps_ahead_where_a_step_has_many_tiles():
     case = make_case(jb.slstm, jnp.float32, 16, 1, False, units=64, steps=4)
     assert gpu_heads.unsupported(case.form) is None
@@ -215,6 +230,7 @@ def test_says_what_does_not_fit():
     assert gpu_heads.unsupported(form) is None
 
 
+@pytest.mark.slow
 def test_reverse_kernel_that_reads_nothing_but_the_last_cotangent():
     """A linear step has nothing to fetch, so that there is no ring to wait for."""
 

@@ -95,6 +95,7 @@ def test_ways_are_timed_or_say_why_not(smoke):
     assert ("plain scan", "scan, one graph") in pairs
 
 
+@pytest.mark.slow
 def test_no_accelerator_is_said(tmp_path):
     command = [sys.executable, str(SCRIPTS / "bench_accelerator.py"), "--groups", "correct"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
