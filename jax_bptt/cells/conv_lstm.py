@@ -1,5 +1,6 @@
 """Convolutional long short-term memory, for sequences of images."""
 
+import math
 from typing import Any
 
 import jax
@@ -111,16 +112,16 @@ def _convolve(images: Array, kernel: Array) -> Array:
     # not exist in JAX (its operands would differ in dtype), so the rounded operands are widened.
     wide = accumulator_dtype(kernel.dtype)
     images = images.astype(kernel.dtype).astype(wide)
-    filters = kernel.astype(wide).reshape(*kernel.shape[:3], -1)
+    filters = kernel.astype(wide).reshape(*kernel.shape[:3], math.prod(kernel.shape[3:]))
     batched = images if images.ndim > 3 else images[None]
     # A convolution has one batch axis, into which all others fold. Where the last of them is the
     # major one, and time is not, what is split over devices stays split.
     last_first = jnp.moveaxis(batched, -4, 0)
-    rows = last_first.reshape(-1, *images.shape[-3:])
+    rows = last_first.reshape(math.prod(last_first.shape[:-3]), *images.shape[-3:])
     z = lax.conv_general_dilated(
         rows, filters, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    z = jnp.moveaxis(z.reshape(*last_first.shape[:-1], -1), 0, -4)
+    z = jnp.moveaxis(z.reshape(*last_first.shape[:-1], filters.shape[-1]), 0, -4)
     return z.reshape(*images.shape[:-1], *kernel.shape[3:])
 
 
