@@ -19,7 +19,7 @@ def dropout(*, rate: float) -> Layer:
         y_t = m_t x_t / (1 - rate)        m_t in {0, 1}, zero with probability `rate`
 
     Place it in a `stack`. Without a key it is the identity. Params and state are (). The output
-    beyond `lengths` is zero, whatever the input there.
+    is zero beyond `lengths` and where the mask is False, whatever the input there.
 
     Args:
       rate: the part of the features that is dropped, in [0, 1).
@@ -54,7 +54,8 @@ def variational_dropout(*, rate: float) -> Layer:
 
     Place it in a `stack`; for the same on the recurrent connections see `recurrent_dropout`.
     Without a key it is the identity. Params and state are (). A sequence that is run in several
-    windows keeps its mask if all get the same key. The output beyond `lengths` is zero.
+    windows keeps its mask if all get the same key. The output is zero beyond `lengths` and where
+    the mask is False.
 
     Args:
       rate: the part of the features that is dropped, in [0, 1).

@@ -176,7 +176,8 @@ def test_a_learned_state_has_the_gradient_of_the_starts(resets):
     options = dict(lengths=lengths, resets=rng.random((T, B)) < 0.4 if resets else None)
 
     def loss(params, state):
-        last_state, ys = jb.unroll(cell, params, xs, state, reset_state=state, **options)
+        begin = state if resets else None
+        last_state, ys = jb.unroll(cell, params, xs, state, reset_state=begin, **options)
         return jnp.sum(ys**2) + jnp.sum(last_state.c)
 
     start = cell.initial_state(params, (B,))
