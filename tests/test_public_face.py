@@ -52,7 +52,7 @@ def test_every_argument_is_explained(name):
 def test_settings_are_keyword_only(name):
     """Positional are the model and the data alone: cells, params, xs, state, cotangents, keys."""
     data = {"cell", "params", "xs", "state", "d_y", "d_ys", "d_last_state", "step", "key"}
-    data |= {"forward_cell", "backward_cell", "layer", "layers", "function"}
+    data |= {"forward_cell", "backward_cell", "layer", "layers", "function", "x"}
     for argument in inspect.signature(getattr(jb, name)).parameters.values():
         assert argument.kind is argument.KEYWORD_ONLY or argument.name in data
 

@@ -8,7 +8,7 @@ from jax_bptt.core.types import Cell, PyTree
 
 
 def step(cell: Cell, params: PyTree, state: PyTree | None, x: PyTree) -> tuple[PyTree, PyTree]:
-    """Take one time step.
+    """Take one time step of a cell.
 
         s_t = step(s_{t-1}, x_t)        y_t = readout(s_t)
 
