@@ -159,8 +159,8 @@ def _linear_map(push: Any, pull: Any, given: PyTree, known: tuple, like: PyTree)
     inputs, saved = known
 
     def system(vector):
-        u, v = lax.optimization_barrier(vector)
-        return lax.optimization_barrier((u, jax.tree.map(lax.sub, v, push(u, inputs))))
+        u, v = _entangle(vector)
+        return _entangle((u, jax.tree.map(lax.sub, v, push(u, inputs))))
 
     def solve(_, right):
         u, v = right
@@ -180,8 +180,8 @@ def _entangle(tree: PyTree) -> PyTree:
 
     `custom_linear_solve` transposes only if every leaf of the right-hand side depends on what is
     differentiated, while a leaf whose tangent happens to be zero is a constant. The compiler
-    removes what is chosen by a constant; nothing of it is computed. (In `system`, which is only
-    there to be differentiated, a barrier does the same.)
+    removes what is chosen by a constant; nothing of it is computed. (A barrier would be shorter,
+    but keeps zeros from being removed, and in later versions of JAX does not entangle.)
     """
     sums = [jnp.sum(a).real.astype(jnp.float32) for a in jax.tree.leaves(tree)]
     every = functools.reduce(lax.add, sums, jnp.float32(0))
