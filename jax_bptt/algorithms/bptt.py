@@ -24,7 +24,7 @@ KEEP = 320
 
 
 class Saved(NamedTuple):
-    """What the reverse pass reads.
+    """Residuals of the forward pass, for the reverse pass.
 
     Attributes:
       inputs: of the run.

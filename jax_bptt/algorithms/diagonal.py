@@ -25,7 +25,7 @@ from jax_bptt.core.types import Algorithm, DiagonalStep, Gradient, Inputs, PyTre
 
 
 class Saved(NamedTuple):
-    """What the reverse pass reads: the inputs of the run and s_1..s_T."""
+    """Residuals for the reverse pass: the inputs of the run and s_1..s_T."""
 
     inputs: Inputs
     states: PyTree

@@ -1,4 +1,4 @@
-"""What `fused` would run, and whether `unroll` takes it, in words."""
+"""The kernel that `fused` would run, or what stands in the way of one, in words."""
 
 import jax
 

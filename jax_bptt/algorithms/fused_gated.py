@@ -18,7 +18,7 @@ from jax_bptt.kernels.form import HELD, RESET, Form, split_gates, stack_gates
 
 
 class Saved(NamedTuple):
-    """What the reverse pass reads: the inputs of the run, s_1..s_T, tiles the kernel has kept."""
+    """Residuals for the reverse pass: inputs of the run, s_1..s_T, tiles the kernel has kept."""
 
     inputs: Inputs
     states: PyTree
