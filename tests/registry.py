@@ -211,7 +211,15 @@ class Problem(NamedTuple):
 
 @functools.cache
 def problem(name: str, batch_shape: tuple[int, ...] = BATCH, steps: int = STEPS) -> Problem:
-    """Draw every number at random, so that no bias, start or cotangent hides behind a zero."""
+    """Draw every number at random, so that no bias, start or cotangent hides behind a zero.
+
+    Concrete numbers, wherever the first call happens to be: they are shared by all tests.
+    """
+    with jax.ensure_compile_time_eval():
+        return _draw(name, batch_shape, steps)
+
+
+def _draw(name: str, batch_shape: tuple[int, ...], steps: int) -> Problem:
     rng = np.random.default_rng(0)
     cell = CELLS[name].cell
 

@@ -120,9 +120,9 @@ def test_jacobians(name):
 def test_gauss_newton_vector_product(name):
     """J^T J u, with J by forward mode and its transpose by the explicit reverse pass."""
 
-    def product(algorithm):
-        params, xs, state = _arguments(name)
+    params, xs, state = _arguments(name)
 
+    def product(algorithm):
         def outputs(params):
             return _outputs(name, algorithm, params, xs, state)
 
