@@ -1,7 +1,5 @@
 """A diagonal linear recurrence by associative scan, forward and reverse: parallel over time."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,8 +8,10 @@ from jax_bptt.algorithms.diagonal import diagonal_algorithm
 from jax_bptt.core import trees
 from jax_bptt.core.checks import require
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, PyTree
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def associative() -> Algorithm:
     """Return backpropagation through time of a diagonal linear cell by associative scans.
 
@@ -51,11 +51,6 @@ def associative() -> Algorithm:
       >>> jb.unroll(cell, params, xs, algorithm=jb.associative())[1].shape
       (10, 2, 4)
     """
-    return _associative()
-
-
-@functools.cache
-def _associative() -> Algorithm:
     shared = diagonal_algorithm(_recurrence)
     assert shared.forward is not None
     shared_forward = shared.forward

@@ -3,8 +3,10 @@
 from jax import lax
 
 from jax_bptt.core.types import Algorithm, Cell, Inputs, PyTree
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def autodiff() -> Algorithm:
     """Return the plain scan that JAX differentiates itself.
 

@@ -1,6 +1,5 @@
 """The exact gradient, block by block of time: the algorithm that the library exists for."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -12,11 +11,12 @@ from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
 from jax_bptt.core.linearize import gated_residuals
 from jax_bptt.core.types import Algorithm, Cell, GatedStep, Gradient, Inputs, PyTree
+from jax_bptt.core.values import as_value
 
 ROWS = 512, 2048
 """Least and most rows of time x batch in a block: fewer, and its products run below full speed."""
 
-DRIVE_BYTES = 2 * 2**20
+DRIVE_BYTES = 2**20
 """Bytes of a block's drive: a few arrays of that size share a core's cache."""
 
 KEEP = 320
@@ -37,6 +37,7 @@ class Saved(NamedTuple):
     residuals: list[Array] | None
 
 
+@as_value
 def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> Algorithm:
     """Return exact backpropagation through time, computed block by block.
 
@@ -61,7 +62,7 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
 
     Args:
       block_length: K, in steps; any positive number, T need not be a multiple of it. By default T
-        where the drive of all steps takes no more than 2 MiB, and T of unknown size; else such that
+        where the drive of all steps takes no more than 1 MiB, and T of unknown size; else such that
         that of a block does, in 512 to 2048 rows of time x batch, and that little of T is left
         over.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
@@ -92,12 +93,6 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         f"bptt: recompute must be True, False or None, got {recompute!r}",
         TypeError,
     )
-    return _bptt(block_length, recompute)
-
-
-@functools.cache
-def _bptt(block_length: int | None, recompute: bool | None) -> Algorithm:
-    """Return the same algorithm for the same settings, so that eager calls compile once."""
 
     def length(cell: Cell, inputs: Inputs) -> int:
         return block_length or _block_length(cell, inputs)

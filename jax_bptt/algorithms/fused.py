@@ -1,6 +1,5 @@
 """All steps of a sequence in one kernel, forward and reverse, where there is one for the device."""
 
-import functools
 from collections.abc import Callable
 
 from jax_bptt.algorithms.bptt import bptt
@@ -9,9 +8,11 @@ from jax_bptt.algorithms.fused_gated import fused_gated
 from jax_bptt.core.checks import require
 from jax_bptt.core.derivative import forward_mode_of
 from jax_bptt.core.types import Algorithm, Cell, Inputs
+from jax_bptt.core.values import as_value
 from jax_bptt.kernels.choice import check_device, choose
 
 
+@as_value
 def fused(
     *, approximate: bool = False, interpret: bool = False, device: str | None = None
 ) -> Algorithm:
@@ -94,11 +95,6 @@ def fused(
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
     require(device is not None or not interpret, message)
 
-    return _fused(approximate, interpret, device)
-
-
-@functools.cache
-def _fused(approximate: bool, interpret: bool, device: str | None) -> Algorithm:
     def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
         if isinstance(choice, str):

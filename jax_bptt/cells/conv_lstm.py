@@ -12,12 +12,14 @@ from jax_bptt.cells.lstm import F_GATE, lstm, zero_state
 from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def conv_lstm(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     image_shape: tuple[int, int],
     kernel_shape: tuple[int, int] = (3, 3),
     output_size: int | None = None,

@@ -12,6 +12,7 @@ from jax_bptt.cells import parts
 from jax_bptt.core.checks import require
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
 class CTRNNParams(NamedTuple):
@@ -42,10 +43,11 @@ class CTRNNWeights(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def ctrnn(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     activation: Callable[[Array], Array] = jnp.tanh,
     time_step: float = 1.0,
@@ -101,10 +103,11 @@ def ctrnn(
     return _leaky("ctrnn", sizes, activation, (time_step, time_constant), _exact_leak, dtype)
 
 
+@as_value
 def ctrnn_euler(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     activation: Callable[[Array], Array] = jnp.tanh,
     time_step: float = 1.0,

@@ -8,12 +8,14 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def elman(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     activation: Callable[[Array], Array] = jnp.tanh,
     dtype: Any = None,

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.types import Cell, PyTree, identity
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def from_step(
     step: Callable[..., PyTree],
     *,

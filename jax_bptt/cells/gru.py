@@ -7,6 +7,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
 class GRUParams(NamedTuple):
@@ -27,8 +28,9 @@ class GRUParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def gru(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the gated recurrent unit, reset after the product; gate order r, z, n.
 

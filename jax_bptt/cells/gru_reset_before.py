@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def gru_reset_before(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the gated recurrent unit as first published, reset before the product.
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, DiagonalStep
+from jax_bptt.core.values import as_value
 
 
 class IndRNNParams(NamedTuple):
@@ -27,10 +28,11 @@ class IndRNNParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def indrnn(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     activation: Callable[[Array], Array] | None = jax.nn.relu,
     dtype: Any = None,

@@ -9,6 +9,7 @@ from jax import Array
 from jax_bptt.cells import parts
 from jax_bptt.cells.layer_norm_lstm import scaled_norm
 from jax_bptt.core.types import Cell
+from jax_bptt.core.values import as_value
 
 
 class LayerNormGRUParams(NamedTuple):
@@ -33,8 +34,9 @@ class LayerNormGRUParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def layer_norm_gru(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the layer-normalised gated recurrent unit; gate order r, z, n.
 

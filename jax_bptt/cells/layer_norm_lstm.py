@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax_bptt.cells import parts
 from jax_bptt.cells.lstm import F_GATE, LSTMState, zero_state
 from jax_bptt.core.types import Cell
+from jax_bptt.core.values import as_value
 
 EPSILON = 1e-5
 """Added to every variance, so that the zero state in which a sequence starts has a norm."""
@@ -38,10 +39,11 @@ class LayerNormLSTMParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def layer_norm_lstm(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     forget_bias: float = 1.0,
     dtype: Any = None,

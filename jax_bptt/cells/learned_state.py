@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax_bptt.core import trees
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.values import as_value
 
 
 class LearnedStateParams(NamedTuple):
@@ -22,6 +23,7 @@ class LearnedStateParams(NamedTuple):
     start: PyTree
 
 
+@as_value
 def learned_state(cell: Cell) -> Cell:
     """Return `cell` with its initial state among the parameters.
 

@@ -12,6 +12,7 @@ from jax_bptt.cells import parts
 from jax_bptt.core.checks import require
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, DiagonalStep
+from jax_bptt.core.values import as_value
 
 
 class LRUParams(NamedTuple):
@@ -38,10 +39,11 @@ class _Weights(NamedTuple):
     w_y: Array | None
 
 
+@as_value
 def lru(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     min_radius: float = 0.0,
     max_radius: float = 1.0,

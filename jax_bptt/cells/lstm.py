@@ -8,6 +8,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 _, F_GATE, G_GATE, _ = range(4)  # i, f, g, o
 
@@ -19,10 +20,11 @@ class LSTMState(NamedTuple):
     c: Array
 
 
+@as_value
 def lstm(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     forget_bias: float = 1.0,
     dtype: Any = None,

@@ -8,6 +8,7 @@ from jax import Array
 from jax_bptt.cells import parts
 from jax_bptt.cells.lstm import F_GATE, G_GATE, LSTMState, pointwise_bwd, zero_state
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
 class LSTMPeepholeParams(NamedTuple):
@@ -28,10 +29,11 @@ class LSTMPeepholeParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def lstm_peephole(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     forget_bias: float = 1.0,
     dtype: Any = None,

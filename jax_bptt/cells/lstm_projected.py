@@ -10,6 +10,7 @@ from jax_bptt.cells import parts
 from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm, zero_state
 from jax_bptt.core.checks import positive_size
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
 class ProjectedLSTMParams(NamedTuple):
@@ -30,10 +31,11 @@ class ProjectedLSTMParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def lstm_projected(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     projection_size: int,
     output_size: int | None = None,
     forget_bias: float = 1.0,

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def mgu(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the minimal gated unit, gated after the product; gate order f, n.
 

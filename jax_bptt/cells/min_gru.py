@@ -8,6 +8,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, DiagonalStep
+from jax_bptt.core.values import as_value
 
 
 class MinParams(NamedTuple):
@@ -24,8 +25,9 @@ class MinParams(NamedTuple):
     w_y: Array | None = None
 
 
+@as_value
 def min_gru(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the minimal gated recurrent unit; gate order z, n.
 

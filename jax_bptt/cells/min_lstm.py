@@ -7,10 +7,12 @@ import jax
 from jax_bptt.cells import parts
 from jax_bptt.cells.min_gru import diagonal_cell
 from jax_bptt.core.types import Cell
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def min_lstm(
-    *, input_size: int, hidden_size: int, output_size: int | None = None, dtype: Any = None
+    input_size: int, hidden_size: int, *, output_size: int | None = None, dtype: Any = None
 ) -> Cell:
     """Return the minimal long short-term memory; gate order i, f, n.
 

@@ -7,8 +7,10 @@ from jax_bptt.cells.reparametrized import recurrent_matrices
 from jax_bptt.core import jaxprs, trees
 from jax_bptt.core.checks import is_integer, require
 from jax_bptt.core.types import Cell, GatedStep, identity
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def multi_head(cell: Cell, *, heads: int) -> Cell:
     """Return `cell` with its recurrent product in heads: a block-diagonal w_s.
 

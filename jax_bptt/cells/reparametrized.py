@@ -17,6 +17,7 @@ from jax import Array
 from jax_bptt.core.checks import is_integer, kind_of, require
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.values import as_value
 
 
 class LowRank(NamedTuple):
@@ -39,6 +40,7 @@ class WeightNorm(NamedTuple):
     v: Array
 
 
+@as_value
 def low_rank(cell: Cell, *, rank: int) -> Cell:
     """Return `cell` with each gate's recurrent matrix of rank R: W_g = u_g v_g.
 
@@ -90,6 +92,7 @@ def low_rank(cell: Cell, *, rank: int) -> Cell:
     return _reparametrized(cell, lambda key, w: split(w), join)
 
 
+@as_value
 def orthogonal(cell: Cell) -> Cell:
     """Return `cell` with each gate's recurrent matrix orthogonal, by the Cayley transform.
 
@@ -144,6 +147,7 @@ def orthogonal(cell: Cell) -> Cell:
     return _reparametrized(cell, draw, join)
 
 
+@as_value
 def weight_norm(cell: Cell) -> Cell:
     """Return `cell` with the length and the direction of its recurrent weights apart.
 
@@ -183,6 +187,7 @@ def weight_norm(cell: Cell) -> Cell:
     return _reparametrized(cell, lambda key, w: WeightNorm(norm(w), w), join)
 
 
+@as_value
 def spectral_norm(cell: Cell) -> Cell:
     """Return `cell` with each gate's recurrent matrix divided by its largest singular value.
 

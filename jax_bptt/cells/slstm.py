@@ -9,6 +9,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 F_GATE = 1  # of i, f, z, o
 LOG_ZERO = -1e30  # its exponential is zero, and differences of it with any gate are finite
@@ -46,10 +47,11 @@ class SLSTMState(NamedTuple):
     m: Array
 
 
+@as_value
 def slstm(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     log_forget_gate: Callable[[Array], Array] = jax.nn.log_sigmoid,
     forget_bias: float = 1.0,

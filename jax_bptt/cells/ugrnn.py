@@ -6,12 +6,14 @@ import jax.numpy as jnp
 
 from jax_bptt.cells import parts
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 
 
+@as_value
 def ugrnn(
-    *,
     input_size: int,
     hidden_size: int,
+    *,
     output_size: int | None = None,
     forget_bias: float = 1.0,
     dtype: Any = None,

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_bptt.core.checks import floating_dtype, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, Tokens
+from jax_bptt.core.values import as_value
 
 
 class EmbeddingParams(NamedTuple):
@@ -19,6 +20,7 @@ class EmbeddingParams(NamedTuple):
     cell: PyTree
 
 
+@as_value
 def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
     """Return `cell` on integer tokens: row k of an embedding matrix is the input for token k.
 
@@ -105,6 +107,7 @@ def _on_inner(step: Any) -> Any:
     )
 
 
+@as_value
 def mixed_precision(cell: Cell, *, dtype: Any = jnp.bfloat16) -> Cell:
     """Return `cell` with its weights cast to a narrower type once per sequence, in `prepare`.
 

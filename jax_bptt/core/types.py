@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.core.values import Value
+
 PyTree = Any
 """Any nesting of tuples, lists, dicts and registered classes whose leaves are arrays."""
 
@@ -29,7 +31,18 @@ def identity(params: PyTree) -> PyTree:
     return params
 
 
-class Cell(NamedTuple):
+class _Cell(NamedTuple):
+    init: Callable[..., PyTree]
+    initial_state: Callable[..., PyTree]
+    step: Callable[..., PyTree]
+    project: Callable[..., PyTree]
+    readout: Callable[..., PyTree]
+    input_spec: PyTree
+    prepare: Callable[..., PyTree] = identity
+    any_batch: bool = False
+
+
+class Cell(Value, _Cell):
     """A recurrent cell: the equations of one time step as pure functions.
 
         weights = prepare(params)
@@ -56,15 +69,6 @@ class Cell(NamedTuple):
         otherwise functions are mapped over time by `jax.vmap`, whatever they do with the batch.
     """
 
-    init: Callable[..., PyTree]
-    initial_state: Callable[..., PyTree]
-    step: Callable[..., PyTree]
-    project: Callable[..., PyTree]
-    readout: Callable[..., PyTree]
-    input_spec: PyTree
-    prepare: Callable[..., PyTree] = identity
-    any_batch: bool = False
-
 
 class Tokens(jax.ShapeDtypeStruct):
     """An integer input below a known number, for `Cell.input_spec`.
@@ -79,6 +83,14 @@ class Tokens(jax.ShapeDtypeStruct):
         """Describe tokens 0 to V - 1."""
         super().__init__((), jnp.int32)
         object.__setattr__(self, "vocabulary_size", vocabulary_size)  # its base is immutable
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are tokens of as many kinds."""
+        return isinstance(other, Tokens) and self.vocabulary_size == other.vocabulary_size
+
+    def __hash__(self) -> int:
+        """Return the hash of the number of kinds."""
+        return hash((Tokens, self.vocabulary_size))
 
 
 class GatedStep(NamedTuple):
@@ -176,7 +188,13 @@ class Gradient(NamedTuple):
     start: PyTree
 
 
-class Algorithm(NamedTuple):
+class _Algorithm(NamedTuple):
+    run: Callable[..., tuple[PyTree, PyTree]]
+    forward: Callable[..., tuple[tuple[PyTree, PyTree], Any]] | None = None
+    backward: Callable[..., Gradient] | None = None
+
+
+class Algorithm(Value, _Algorithm):
     """How a sequence is run and differentiated. An algorithm knows no cell.
 
     Attributes:
@@ -188,7 +206,3 @@ class Algorithm(NamedTuple):
         by an explicit reverse pass; `d_ys` is None where no output has a cotangent. None if JAX
         differentiates `run`.
     """
-
-    run: Callable[..., tuple[PyTree, PyTree]]
-    forward: Callable[..., tuple[tuple[PyTree, PyTree], Any]] | None = None
-    backward: Callable[..., Gradient] | None = None

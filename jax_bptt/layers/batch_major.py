@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
+from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer
 
 
+@as_value
 def batch_major(function: Any) -> Any:
     """Return `function` for arrays that lead with the batch rather than with time.
 

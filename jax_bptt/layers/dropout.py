@@ -9,10 +9,12 @@ from jax_bptt.algorithms import option_checks
 from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
+from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer
 from jax_bptt.layers.masks import check_rate, draw, drop, inexact
 
 
+@as_value
 def dropout(*, rate: float) -> Layer:
     """Return dropout on a sequence, with a fresh mask at every step.
 
@@ -47,6 +49,7 @@ def dropout(*, rate: float) -> Layer:
     return _stateless("dropout", rate, lambda key, xs: draw(key, 1 - rate, xs))
 
 
+@as_value
 def variational_dropout(*, rate: float) -> Layer:
     """Return dropout on a sequence, with one mask for all steps of each sequence.
 

@@ -10,9 +10,16 @@ from jax import Array
 from jax_bptt.algorithms.unroll import unroll
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.values import Value, as_value
 
 
-class Layer(NamedTuple):
+class _Layer(NamedTuple):
+    init: Callable[..., PyTree]
+    initial_state: Callable[..., PyTree]
+    apply: Callable[..., tuple[PyTree, PyTree]]
+
+
+class Layer(Value, _Layer):
     """A map from a sequence to a sequence of the same length, as pure functions.
 
     Layers are what `stack` and `residual` put together; a cell becomes one by `layer`.
@@ -27,10 +34,6 @@ class Layer(NamedTuple):
         masks from, the same ones for the same key; without it nothing is random, as for evaluation.
     """
 
-    init: Callable[..., PyTree]
-    initial_state: Callable[..., PyTree]
-    apply: Callable[..., tuple[PyTree, PyTree]]
-
 
 class Directions(NamedTuple):
     """Parameters or states of the two directions of a layer."""
@@ -39,6 +42,7 @@ class Directions(NamedTuple):
     backward: PyTree
 
 
+@as_value
 def layer(cell: Cell, *, reverse: bool = False) -> Layer:
     """Return the layer that runs `cell` over a sequence.
 
@@ -82,6 +86,7 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
     return Layer(cell.init, cell.initial_state, apply)
 
 
+@as_value
 def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
     """Return the layer that runs one cell forwards and another backwards over a sequence.
 

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, jaxprs, trees
 from jax_bptt.core.types import Cell, GatedStep, PyTree
+from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
 from jax_bptt.layers.masks import Masked, check_rate, draw, drop, without_batch
 
 
+@as_value
 def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     """Return the layer that runs `cell` with dropout on its recurrent product, one mask a sequence.
 
@@ -45,7 +47,7 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
       (2, 5)
     """
     name = "recurrent_dropout"
-    step = _check(name, cell, reverse)
+    _check(name, cell, reverse)
     rate = check_rate(name, rate)
     plain = layer(cell, reverse=reverse)
 
@@ -61,13 +63,14 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
             # A reset goes back to another state, and keeps the mask.
             given["reset_state"] = Masked(own if reset_state is None else reset_state, masks)
         start = Masked(own if state is None else state, masks)
-        masked = layer(_masked_state(cell, step, rate, mixed), reverse=reverse)
+        masked = layer(_masked_state(cell, rate, mixed), reverse=reverse)
         last_state, ys = masked.apply(params, xs, start, **given, **options)
         return last_state.value, ys
 
     return plain._replace(apply=apply)
 
 
+@as_value
 def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     """Return the layer that runs `cell` with dropout on its recurrent product, a mask every step.
 
@@ -102,7 +105,7 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
       (7, 2, 5)
     """
     name = "recurrent_dropout_per_step"
-    step = _check(name, cell, reverse)
+    _check(name, cell, reverse)
     rate = check_rate(name, rate)
     plain = layer(cell, reverse=reverse)
 
@@ -114,13 +117,13 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
         steps = jax.tree.leaves(xs)[0].shape[0]
         inputs = Masked(xs, draw(key, 1 - rate, mixed, (steps,)))
         spec = without_batch(mixed, checks.batch_shape(cell, xs))
-        masked = layer(_masked_input(cell, step, rate, spec), reverse=reverse)
+        masked = layer(_masked_input(cell, rate, spec), reverse=reverse)
         return masked.apply(params, inputs, state, **options)
 
     return plain._replace(apply=apply)
 
 
-def _check(function: str, cell: Cell, reverse: bool) -> GatedStep:
+def _check(function: str, cell: Cell, reverse: bool) -> None:
     check_cell(function, cell)
     check_reverse(function, reverse)
     checks.require(
@@ -129,8 +132,6 @@ def _check(function: str, cell: Cell, reverse: bool) -> GatedStep:
         "product reads. For a plain step take jb.zoneout, or drop the state inside the step.",
         TypeError,
     )
-    assert isinstance(cell.step, GatedStep)
-    return cell.step
 
 
 def _mixed(function: str, cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
@@ -153,12 +154,15 @@ def _mixed(function: str, cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
     return mixed
 
 
-def _masked_state(cell: Cell, step: GatedStep, rate: float, mixed: PyTree) -> Cell:
+@as_value
+def _masked_state(cell: Cell, rate: float, mixed: PyTree) -> Cell:
     """Return `cell` on states `Masked`, whose mask stays the same and thins what `mix` reads.
 
     The mask is a constant of the state, so that `mix` is as linear in the state as before, and
     every function within a unit is that of the cell.
     """
+    step = cell.step
+    assert isinstance(step, GatedStep)
 
     def initial_state(params, batch_shape):
         state = cell.initial_state(params, batch_shape)
@@ -195,8 +199,11 @@ def _masked_state(cell: Cell, step: GatedStep, rate: float, mixed: PyTree) -> Ce
     )
 
 
-def _masked_input(cell: Cell, step: GatedStep, rate: float, spec: PyTree) -> Cell:
+@as_value
+def _masked_input(cell: Cell, rate: float, spec: PyTree) -> Cell:
     """Return `cell` on inputs `Masked`, each with the mask of what `mix` reads at that step."""
+    step = cell.step
+    assert isinstance(step, GatedStep)
 
     def masked(weights, state, drive):
         feedback = step.mix(weights, drop(state, drive.mask, rate))

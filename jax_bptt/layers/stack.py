@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
+from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_layer
 
 
+@as_value
 def stack(*layers: Layer) -> Layer:
     """Return the layer that feeds each layer's outputs to the next.
 
@@ -69,6 +71,7 @@ def stack(*layers: Layer) -> Layer:
     return Layer(init, initial_state, apply)
 
 
+@as_value
 def residual(layer: Layer) -> Layer:
     """Return the layer that adds its inputs to the outputs of `layer`.
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import checks, trees
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, identity
+from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
 from jax_bptt.layers.masks import Masked, check_rate, draw, inexact, without_batch
 
 
+@as_value
 def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     """Return the layer that runs `cell` with zoneout.
 
@@ -53,27 +55,35 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     def apply(params, xs, state=None, *, key=None, **options):
         params, xs, state = argument_checks.inputs("zoneout", cell, params, xs, state)
         floating = inexact(argument_checks.state_spec(cell, params, xs))
+        spec = without_batch(floating, checks.batch_shape(cell, xs))
         if key is None:
-            expected = jax.tree.map(lambda s: rate, floating)
-            drawn, zoned = (), _zoned(cell, (), lambda _: expected)
+            drawn, zoned = (), _zoned(cell, spec, rate)
         else:
             drawn = draw(key, rate, floating, jax.tree.leaves(xs)[0].shape[:1])
-            spec = without_batch(floating, checks.batch_shape(cell, xs))
-            zoned = _zoned(cell, spec, identity)
+            zoned = _zoned(cell, spec, None)
         zoned = layer(zoned, reverse=reverse)
         return zoned.apply(params, Masked(xs, drawn), state, **options)
 
     return plain._replace(apply=apply)
 
 
-def _zoned(cell: Cell, spec: PyTree, masks: Callable[[PyTree], PyTree]) -> Cell:
+@as_value
+def _zoned(cell: Cell, spec: PyTree, rate: float | None) -> Cell:
     """Return `cell` on inputs `Masked`, whose step blends the old state into the new one.
 
     Args:
       cell: any cell.
-      spec: describes the mask that comes with an input, as in `Cell.input_spec`.
-      masks: `mask -> m`, what to blend with, given that mask.
+      spec: describes the mask of one step, as in `Cell.input_spec`.
+      rate: what to blend with, and then no masks come with the inputs; None for those masks.
     """
+    if rate is None:
+        masks = identity
+    else:
+        spec, expected = (), jax.tree.map(lambda _: rate, spec)
+
+        def masks(mask):
+            return expected
+
     step = cell.step
     if isinstance(step, GatedStep):
         zoned = _gated(step, masks)
