@@ -1,4 +1,37 @@
-"""Recurrent networks with explicit backpropagation through time, in JAX."""
+"""Recurrent networks with explicit backpropagation through time, in JAX.
+
+    import jax, jax.numpy as jnp, jax_bptt as jb
+
+    cell = jb.lstm(3, 8, output_size=1)                 # a cell: pure functions of one time step
+    params = cell.init(jax.random.key(0))               # a pytree
+    last_state, ys = jb.unroll(cell, params, xs)        # xs [T, *batch, 3], ys [T, *batch, 1]
+    grads = jax.grad(lambda p: loss(jb.unroll(cell, p, xs)[1]))(params)
+
+`jax.grad` of `unroll` runs a reverse scan that is written out; `algorithm=` chooses another.
+
+Cells
+    elman lstm gru gru_reset_before lstm_peephole lstm_projected layer_norm_lstm layer_norm_gru
+    slstm mgu ugrnn indrnn ctrnn ctrnn_euler conv_lstm; linear in the state: lru min_gru min_lstm;
+    from_step, of your own function
+Cells around cells
+    embedding mixed_precision learned_state multi_head low_rank orthogonal weight_norm spectral_norm
+    initialized with_states
+Running
+    unroll step bptt_gradients; options lengths, resets, mask, reset_state, reverse
+Algorithms
+    bptt (the default) autodiff associative fused; explain says what would run
+Layers
+    layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
+    recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
+Looking at the gradient
+    contributions state_gradients
+Parameters
+    is_bias; jax_bptt.interop maps those of torch, flax, haiku, equinox, keras, onnx
+
+What equal calls make is equal: cells, layers and algorithms are values. Errors name the function,
+the argument, both shapes and the way out. Axes: T time, B batch, I input, G gates, H hidden, O
+output.
+"""
 
 from jax_bptt import interop as interop
 from jax_bptt.algorithms.associative import associative
@@ -27,6 +60,7 @@ from jax_bptt.cells.mgu import mgu
 from jax_bptt.cells.min_gru import MinParams, min_gru
 from jax_bptt.cells.min_lstm import min_lstm
 from jax_bptt.cells.multi_head import multi_head
+from jax_bptt.cells.parameters import initialized, is_bias
 from jax_bptt.cells.parts import Params
 from jax_bptt.cells.reparametrized import (
     LowRank,
@@ -40,9 +74,12 @@ from jax_bptt.cells.reparametrized import (
 from jax_bptt.cells.slstm import SLSTMParams, SLSTMState, slstm
 from jax_bptt.cells.ugrnn import ugrnn
 from jax_bptt.cells.weight_noise import weight_noise
+from jax_bptt.cells.with_states import with_states
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
+from jax_bptt.core.exporting import register_all as _register_all
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
 from jax_bptt.diagnostics.contributions import contributions
+from jax_bptt.diagnostics.state_gradients import state_gradients
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout
 from jax_bptt.layers.layer import Directions, Layer, bidirectional, layer
@@ -97,6 +134,8 @@ __all__ = [
     "gru",
     "gru_reset_before",
     "indrnn",
+    "initialized",
+    "is_bias",
     "layer",
     "layer_norm_gru",
     "layer_norm_lstm",
@@ -118,11 +157,15 @@ __all__ = [
     "slstm",
     "spectral_norm",
     "stack",
+    "state_gradients",
     "step",
     "ugrnn",
     "unroll",
     "variational_dropout",
     "weight_noise",
     "weight_norm",
+    "with_states",
     "zoneout",
 ]
+
+_register_all({name: globals()[name] for name in __all__})

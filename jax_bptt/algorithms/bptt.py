@@ -95,13 +95,13 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
     )
 
     def length(cell: Cell, inputs: Inputs) -> int:
-        return block_length or _block_length(cell, inputs)
+        return block_length or block_length_of(cell, inputs.weights, inputs.xs)
 
     def run(cell, inputs):
         return _forward(cell, inputs, length(cell, inputs), keep=False)[0]
 
     def forward(cell, inputs):
-        keep = _large(inputs.state) if recompute is None else not recompute
+        keep = keeps(inputs.state) if recompute is None else not recompute
         return _forward(cell, inputs, length(cell, inputs), keep)
 
     def backward(cell, saved, d_last_state, d_ys):
@@ -157,19 +157,19 @@ def _backward(
     return Gradient(trees.cast_gradient(d_weights, weights), d_state, d_xs, d_start)
 
 
-def _large(state: PyTree) -> bool:
-    """Return whether a step's products are so large that their results are kept."""
+def keeps(state: PyTree) -> bool:
+    """Return whether by default what the products of a step made is kept, as they are large."""
     return any(s.ndim > 0 and s.shape[-1] >= KEEP for s in jax.tree.leaves(state))
 
 
-def _block_length(cell: Cell, inputs: Inputs) -> int:
-    """Return the block length when the user names none."""
-    steps = jax.tree.leaves(inputs.xs)[0].shape[0]
-    rows = math.prod(batch_shape(cell, inputs.xs))
+def block_length_of(cell: Cell, weights: PyTree, xs: PyTree) -> int:
+    """Return the block length where the user names none, for inputs `xs` [T, *batch, ...]."""
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    rows = math.prod(batch_shape(cell, xs))
     if not (is_integer(steps) and is_integer(rows)):
         return steps  # a symbolic size
-    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs.xs)
-    drive = jax.tree.leaves(jax.eval_shape(cell.project, inputs.weights, x))
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+    drive = jax.tree.leaves(jax.eval_shape(cell.project, weights, x))
     return automatic_block_length(steps, rows, sum(a.size * a.dtype.itemsize for a in drive))
 
 

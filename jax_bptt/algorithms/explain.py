@@ -1,14 +1,16 @@
-"""The kernel that `fused` would run, or what stands in the way of one, in words."""
+"""What a run of a cell would be: the default algorithm and the kernel of `fused`, in words."""
 
 import jax
 
+from jax_bptt.algorithms.bptt import block_length_of, keeps
+from jax_bptt.core import tracing
 from jax_bptt.core.checks import batch_shape
-from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 from jax_bptt.kernels.choice import check_device, choose
 
 
 def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None) -> str:
-    """Return in words what `fused()` would run, and what stands in the way of a kernel.
+    """Return in words what `fused()` and `unroll` would run, and what stands in a kernel's way.
 
     Args:
       cell: a `Cell`.
@@ -17,8 +19,9 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
       device: "gpu", "cpu" or "tpu", to ask about another device than JAX's default one.
 
     Returns:
-      A few lines; where the scan runs, the reason of each kernel for the device; where a kernel
-      does, which derivatives are those of the scan.
+      A few lines: where `fused()` runs the scan, the reason of each kernel for the device; where a
+      kernel, which derivatives are those of the scan; then what `unroll` runs by default, and what
+      `autodiff()` would be better for.
 
     Raises:
       ValueError: the device is none of these.
@@ -30,16 +33,25 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
       >>> print(jb.explain(cell, params, jnp.ones((10, 2, 3)), device="gpu"))
       fused() runs bptt(), a scan over time:
       its step is no jb.GatedStep, whose product is known from its arithmetic
+      unroll runs bptt() by default, T = 10 in blocks of 10 steps: a plain step, whose Jacobian is
+      taken within the reverse scan; a jb.GatedStep is faster
+      for derivatives of second and higher order autodiff() takes two thirds of its time
     """
     check_device("explain", device)
     found = []
 
     def look(params, xs):
+        weights = cell.prepare(params)
         state = cell.initial_state(params, batch_shape(cell, xs))
-        found.append(choose(cell, cell.prepare(params), state, xs, device))
+        found.append(_fused(cell, weights, state, xs, device))
+        found.append(_unrolled(cell, weights, state, xs))
 
     jax.eval_shape(look, params, xs)
-    (choice,) = found
+    return "\n".join(found)
+
+
+def _fused(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree, device: str | None) -> str:
+    choice = choose(cell, weights, state, xs, device)
     if isinstance(choice, str):
         return f"fused() runs bptt(), a scan over time:\n{choice}"
     kernel, form = choice
@@ -55,4 +67,30 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
         f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "
         f"{gates} gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept "
         f"besides the states\n{rest}"
+    )
+
+
+def _unrolled(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> str:
+    if tracing.trace(cell, weights, state, xs).effects:
+        return (
+            "unroll runs autodiff() by default, the plain scan: a function of the cell has an "
+            "effect, such as jax.debug.print, which bptt() would run again"
+        )
+    if isinstance(cell.step, GatedStep):
+        kept = "kept from the forward pass" if keeps(state) else "computed block by block"
+        kind = f"a gated step, whose unit-wise\nJacobians are {kept}"
+    elif isinstance(cell.step, DiagonalStep):
+        kind = (
+            "a diagonal step, which\nassociative() runs in parallel over time where there are cores"
+        )
+    else:
+        kind = (
+            "a plain step, whose Jacobian is\n"
+            "taken within the reverse scan; a jb.GatedStep is faster"
+        )
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    return (
+        f"unroll runs bptt() by default, T = {steps} in blocks of "
+        f"{block_length_of(cell, weights, xs)} steps: {kind}\n"
+        "for derivatives of second and higher order autodiff() takes two thirds of its time"
     )

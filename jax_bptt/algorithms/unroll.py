@@ -1,5 +1,6 @@
 """Run a cell over a sequence, with the gradient of the chosen algorithm."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -76,8 +77,8 @@ def unroll(
     if algorithm is not None:
         argument_checks.algorithm(name, algorithm)
     reverse = option_checks.direction(name, reverse)
-    given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
-    return _compiled_once(_unroll, cell, algorithm, reverse)(given)
+    given = checked(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
+    return compiled_once(_unroll, cell, algorithm, reverse)(given)
 
 
 def bptt_gradients(
@@ -146,10 +147,10 @@ def bptt_gradients(
         "unroll, or an algorithm such as jb.bptt().",
     )
     reverse = option_checks.direction(name, reverse)
-    given = _check(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
+    given = checked(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
     d_ys = checks.as_arrays(name, "d_ys", d_ys)
     d_last_state = checks.as_arrays(name, "d_last_state", d_last_state)
-    gradients = _compiled_once(_gradients, cell, algorithm, reverse)
+    gradients = compiled_once(_gradients, cell, algorithm, reverse)
     return gradients(given, d_ys, d_last_state)
 
 
@@ -178,7 +179,8 @@ class Run(NamedTuple):
     traced: tracing.Traced
 
 
-def _check(name: str, cell: Cell, arguments: tuple, options: Options) -> Arguments:
+def checked(name: str, cell: Cell, arguments: tuple, options: Options) -> Arguments:
+    """Return (params, xs, state) and the options of a run, checked on behalf of `name`."""
     params, xs, state = argument_checks.inputs(name, cell, *arguments)
     argument_checks.pair(name, cell)
     options = option_checks.options(name, cell, xs, options)
@@ -191,16 +193,22 @@ def _check(name: str, cell: Cell, arguments: tuple, options: Options) -> Argumen
     return Arguments(params, xs, state, options)
 
 
-def _compiled_once(function: Any, cell: Cell, algorithm: Algorithm | None, reverse: bool) -> Any:
-    """Return `function(cell, algorithm, reverse, ...)`, compiled at the first of equal calls."""
+def compiled_once(function: Any, *static: Any) -> Any:
+    """Return `function(*static, ...)`, compiled at the first of calls with equal `static`."""
     try:
-        hash((cell, algorithm))
+        hash(static)
     except TypeError:  # such as a method of an object that holds arrays
-        return lambda *args: function(cell, algorithm, reverse, *args)
-    return lambda *args: _jitted[function](cell, algorithm, reverse, *args)
+        return functools.partial(function, *static)
+    return functools.partial(_jitted(function, len(static)), *static)
 
 
-def _begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
+@functools.cache
+def _jitted(function: Any, count: int) -> Any:
+    return jax.jit(function, static_argnums=tuple(range(count)), inline=True)
+
+
+def begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
+    """Return the run of `cell` on checked arguments, every default filled in."""
     params, xs, state, options = given
     batch = checks.batch_shape(cell, xs)
     params, xs, state, reset_state = devices.vary_alike(
@@ -232,11 +240,33 @@ def _begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
 def _unroll(
     cell: Cell, algorithm: Algorithm | None, reverse: bool, given: Arguments
 ) -> tuple[PyTree, PyTree]:
-    run = _begin("unroll", cell, given, reverse)
+    run = begin("unroll", cell, given, reverse)
     algorithm = default(run.traced) if algorithm is None else algorithm
     register = derivative.reverse_only if run.traced.reverse_only else derivative.differentiable
     last_state, ys = register(run.cell, algorithm, run.inputs)
     return last_state, sequence.restore(ys, run.valid, reverse)
+
+
+def cotangents(
+    name: str, run: Run, outputs: tuple, given: tuple, reverse: bool
+) -> tuple[PyTree, PyTree]:
+    """Return (d_last_state, d_ys), checked, in the order in which time is run.
+
+    Args:
+      name: the public function on whose behalf errors are raised.
+      run: the run.
+      outputs: its (last_state, ys).
+      given: (d_last_state, d_ys) of the user, None for zero.
+      reverse: whether time runs backwards.
+    """
+    (last_state, ys), (d_last_state, d_ys) = outputs, given
+    ys, pull_restore = trees.inexact_vjp(lambda ys: sequence.restore(ys, run.valid, reverse), ys)
+    if d_ys is not None:
+        (d_ys,) = pull_restore(argument_checks.cotangents(name, "d_ys", d_ys, ys))
+    if d_last_state is not None:
+        return argument_checks.cotangents(name, "d_last_state", d_last_state, last_state), d_ys
+    zeros = jax.tree.map(lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state)
+    return zeros, d_ys
 
 
 def _gradients(
@@ -253,21 +283,9 @@ def _gradients(
     with devices.mesh_of(given):
         given = devices.vary_alike(given, given)
         params, xs, state, options = given
-        run = _begin(name, cell, given, reverse)
+        run = begin(name, cell, given, reverse)
         (last_state, ys), saved = forward(run.cell, run.inputs)
-        ys, pull_restore = trees.inexact_vjp(
-            lambda ys: sequence.restore(ys, run.valid, reverse), ys
-        )
-        if d_ys is not None:
-            (d_ys,) = pull_restore(argument_checks.cotangents(name, "d_ys", d_ys, ys))
-        if d_last_state is None:
-            d_last_state = jax.tree.map(
-                lambda s: jnp.zeros_like(s) if trees.is_inexact(s) else None, last_state
-            )
-        else:
-            d_last_state = argument_checks.cotangents(
-                name, "d_last_state", d_last_state, last_state
-            )
+        d_last_state, d_ys = cotangents(name, run, (last_state, ys), (d_last_state, d_ys), reverse)
         found = backward(run.cell, saved, d_last_state, d_ys)
 
         def start(params):
@@ -284,9 +302,3 @@ def _gradients(
             d_params = trees.add(d_params, pull(start, params, found.start))
         d_xs = pull(lambda xs: sequence.arrange(xs, options, reverse)[0], xs, found.xs)
         return d_params, d_xs, found.state
-
-
-_jitted = {
-    function: jax.jit(function, static_argnums=(0, 1, 2), inline=True)
-    for function in (_unroll, _gradients)
-}

@@ -102,6 +102,7 @@ def conv_lstm(
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=jax.ShapeDtypeStruct((*image_shape, int(input_size)), jnp.float32),
         any_batch=True,
+        gates=("i", "f", "g", "o"),
     )
 
 

@@ -211,6 +211,7 @@ def _leaky(
         input_spec=parts.features(input_size),
         prepare=prepare,
         any_batch=True,
+        gates=("a",),
     )
 
 

@@ -67,4 +67,5 @@ def elman(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("a",),
     )

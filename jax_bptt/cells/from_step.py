@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.core.checks import is_integer, require
+from jax_bptt.core.tracing import couples_batch
 from jax_bptt.core.types import Cell, PyTree, identity
 from jax_bptt.core.values import as_value
 
@@ -41,13 +42,14 @@ def from_step(
       project: `(weights, x) -> drive`; by default the drive is x itself.
       readout: `(weights, state) -> y`; by default the output is the whole state.
       prepare: `params -> weights`.
-      any_batch: whether all these functions take any number of leading batch axes. Faster if so;
-        see `Cell`.
+      any_batch: whether all these functions take any number of leading batch axes and treat their
+        entries alike. Faster if so; see `Cell`.
 
     Returns:
       A `Cell`.
 
     Raises:
+      ValueError: with any_batch=True, a function couples entries of a batch.
       TypeError: an argument is no function, not exactly one of input_shape and input_spec is
         given, or it is no tuple of sizes or no pytree of `jax.ShapeDtypeStruct`.
 
@@ -116,7 +118,7 @@ def from_step(
             f"jax.ShapeDtypeStruct((), jnp.int32), but has a leaf {leaf!r}",
             TypeError,
         )
-    return Cell(
+    cell = Cell(
         init=init,
         initial_state=initial_state,
         step=step,
@@ -126,3 +128,10 @@ def from_step(
         prepare=prepare,
         any_batch=any_batch,
     )
+    coupled = couples_batch(cell) if any_batch else None
+    require(
+        coupled is None,
+        f"from_step: any_batch=True passes time as one more batch axis, but {coupled}. Leave it "
+        "out, or work on each entry of the batch by itself.",
+    )
+    return cell

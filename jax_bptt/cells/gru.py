@@ -84,6 +84,7 @@ def gru(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("r", "z", "n"),
     )
 
 

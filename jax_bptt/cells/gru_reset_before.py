@@ -64,6 +64,7 @@ def gru_reset_before(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("r", "z", "n"),
     )
 
 

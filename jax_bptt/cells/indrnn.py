@@ -99,6 +99,7 @@ def indrnn(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("a",),
     )
 
 

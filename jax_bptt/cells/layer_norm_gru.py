@@ -95,6 +95,7 @@ def layer_norm_gru(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("r", "z", "n"),
     )
 
 

@@ -111,6 +111,7 @@ def layer_norm_lstm(
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("i", "f", "g", "o"),
     )
 
 

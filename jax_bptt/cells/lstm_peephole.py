@@ -94,6 +94,7 @@ def lstm_peephole(
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("i", "f", "g", "o"),
     )
 
 

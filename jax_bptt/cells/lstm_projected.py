@@ -120,4 +120,5 @@ def lstm_projected(
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("i", "f", "g", "o"),
     )

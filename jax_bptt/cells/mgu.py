@@ -63,6 +63,7 @@ def mgu(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("f", "n"),
     )
 
 

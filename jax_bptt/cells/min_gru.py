@@ -68,19 +68,21 @@ def min_gru(
       (7, 2, 5)
     """
     parts.check_sizes("min_gru", input_size, hidden_size, output_size, dtype)
-    sizes = input_size, 2, hidden_size, output_size
-    return diagonal_cell(sizes, _coefficients, dtype)
+    sizes = input_size, hidden_size, output_size
+    return diagonal_cell(sizes, ("z", "n"), _coefficients, dtype)
 
 
-def diagonal_cell(sizes: tuple[int, int, int, int | None], coefficients: Any, dtype: Any) -> Cell:
-    """Return the cell with `MinParams` of `sizes` I, G, H, O and these coefficients."""
-    input_size, gates, hidden_size, output_size = sizes
+def diagonal_cell(
+    sizes: tuple[int, int, int | None], gates: tuple[str, ...], coefficients: Any, dtype: Any
+) -> Cell:
+    """Return the cell with `MinParams` of `sizes` I, H, O, these gates and these coefficients."""
+    input_size, hidden_size, output_size = sizes
 
     def init(key):
         key_x, key_y = jax.random.split(key)
         glorot = jax.nn.initializers.glorot_uniform()
-        w_x = parts.draw_gates(glorot, key_x, gates, (input_size, hidden_size), dtype)
-        b = jnp.zeros((gates, hidden_size), w_x.dtype)
+        w_x = parts.draw_gates(glorot, key_x, len(gates), (input_size, hidden_size), dtype)
+        b = jnp.zeros((len(gates), hidden_size), w_x.dtype)
         if output_size is None:
             return MinParams(w_x, b)
         return MinParams(w_x, b, parts.draw(glorot, key_y, (hidden_size, output_size), dtype))
@@ -93,6 +95,7 @@ def diagonal_cell(sizes: tuple[int, int, int, int | None], coefficients: Any, dt
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=gates,
     )
 
 

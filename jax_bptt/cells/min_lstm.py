@@ -53,8 +53,8 @@ def min_lstm(
       (7, 2, 5)
     """
     parts.check_sizes("min_lstm", input_size, hidden_size, output_size, dtype)
-    sizes = input_size, 3, hidden_size, output_size
-    return diagonal_cell(sizes, _coefficients, dtype)
+    sizes = input_size, hidden_size, output_size
+    return diagonal_cell(sizes, ("i", "f", "n"), _coefficients, dtype)
 
 
 def _coefficients(weights, drive):

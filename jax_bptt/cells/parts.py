@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jax_bptt.core.checks import floating_dtype, positive_size, require
+from jax_bptt.core.checks import floating_dtype, positive_size, prng_key, require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import GatedStep
 
@@ -167,16 +167,24 @@ def check_forget_bias(constructor: str, forget_bias: Any) -> None:
         isinstance(forget_bias, numbers.Real)
         and not isinstance(forget_bias, bool)
         and math.isfinite(forget_bias),
-        f"{constructor}: forget_bias must be a real number such as 1.0, got {forget_bias!r}",
+        f"{constructor}: forget_bias must be a real number such as 1.0, got {shown(forget_bias)}",
         TypeError,
     )
 
 
 def check_function(constructor: str, name: str, function: Any, example: str) -> None:
-    """Raise unless the argument called `name` is a function, such as `example`."""
+    """Raise unless the argument called `name` is a function of JAX arrays, such as `example`."""
     require(
         callable(function),
-        f"{constructor}: {name} must be a function such as {example}, got {function!r}",
+        f"{constructor}: {name} must be a function such as {example}, got {shown(function)}",
+        TypeError,
+    )
+    named = getattr(function, "__name__", "")
+    package = "numpy" if isinstance(function, np.ufunc) else getattr(function, "__module__", None)
+    require(
+        package not in ("numpy", "math"),
+        f"{constructor}: {name} must be a function of JAX arrays, got {package}.{named}, which "
+        f"fails on what is traced. Take {f'jnp.{named}' if hasattr(jnp, named) else example}.",
         TypeError,
     )
 
@@ -205,6 +213,7 @@ def init_params(
     Returns:
       `Params` of shapes [I, G, H], [H, G, H], [G, H] and, with a readout, [H, O].
     """
+    prng_key("cell.init", key)
     key_x, key_s, key_y = jax.random.split(key, 3)
     glorot = jax.nn.initializers.glorot_uniform()
     orthogonal = jax.nn.initializers.orthogonal()

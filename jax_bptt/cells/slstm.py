@@ -140,6 +140,7 @@ def slstm(
         readout=lambda weights, state: parts.output(weights, state.h),
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("i", "f", "z", "o"),
     )
 
 

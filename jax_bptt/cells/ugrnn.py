@@ -71,6 +71,7 @@ def ugrnn(
         readout=parts.output,
         input_spec=parts.features(input_size),
         any_batch=True,
+        gates=("g", "n"),
     )
 
 

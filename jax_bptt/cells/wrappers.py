@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_bptt.core.checks import floating_dtype, positive_size, require
+from jax_bptt.core.checks import floating_dtype, kind_of, positive_size, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, Tokens
 from jax_bptt.core.values import as_value
@@ -87,6 +87,7 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
         input_spec=Tokens(vocabulary_size),
         prepare=lambda params: EmbeddingParams(params.embedding, cell.prepare(params.cell)),
         any_batch=cell.any_batch,
+        gates=cell.gates,
     )
 
 
@@ -115,6 +116,11 @@ def mixed_precision(cell: Cell, *, dtype: Any = jnp.bfloat16) -> Cell:
     accumulated gradients stay in at least float32, and so do the parameters that an optimiser
     sees. A product's gradient with respect to a weight is rounded to `dtype` once per block.
 
+    bfloat16 has the range of float32, float16 has not: what is beyond 65504 becomes infinite, and
+    below 6e-5 digits are lost, below 6e-8 all of them. Gradients of long sequences get there. Take
+    bfloat16, or scale the loss by a power of two such as 1024, divide the gradients by it, and skip
+    an update that is not finite.
+
     Args:
       cell: any cell.
       dtype: `jnp.bfloat16` or `jnp.float16`.
@@ -133,7 +139,7 @@ def mixed_precision(cell: Cell, *, dtype: Any = jnp.bfloat16) -> Cell:
       (dtype('float32'), dtype('float32'))
     """
     name = "mixed_precision"
-    require(isinstance(cell, Cell), f"{name}: cell must be a Cell, got {cell!r}", TypeError)
+    require(isinstance(cell, Cell), f"{name}: cell must be a Cell, got {kind_of(cell)}", TypeError)
     floating_dtype(name, dtype, "jnp.bfloat16")
 
     def prepare(params):

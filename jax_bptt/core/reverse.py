@@ -35,17 +35,16 @@ def reverse_scan(
 
     Returns:
       ((d_state, d_start), lambdas, emitted): what reaches s_0 of the stretch and, by resets, the
-      start (None without any); lambda_1..lambda_K, zero where the state was held; what
-      `linear.pull` emitted. The last two are stacked.
+      start (None without any); lambda_1..lambda_K; what `linear.pull` emitted. The last two are
+      stacked.
     """
 
     def step(lam, inputs):
         residual, g, control = inputs
         lam = trees.add(lam, g)  # lambda_t
-        taken = control.taken(lam)
-        through, emitted = linear.pull(residual, taken)  # J_t^T lambda_t
+        through, emitted = linear.pull(residual, control.taken(lam))  # J_t^T lambda_t
         d_prev, d_start = control.leave(trees.add(through, control.held(lam)))
-        return d_prev, (taken, emitted, d_start)
+        return d_prev, (lam, emitted, d_start)
 
     d_state, (lambdas, emitted, d_starts) = lax.scan(
         step, lam, (linear.residuals, g, controls), reverse=True
@@ -79,7 +78,7 @@ def gradient(
 
     (d_state, d_start), lambdas, emitted = reverse_scan(linear, d_last_state, g, controls)
 
-    d_step, d_drives = linear.accumulate(lambdas, emitted)
+    d_step, d_drives = linear.accumulate(controls.taken(lambdas), emitted)
     d_project, d_xs = pull_project(d_drives)
     d_weights = trees.add(trees.add(d_step, d_project), d_readout)
     return Gradient(d_weights, d_state, d_xs, d_start)

@@ -40,6 +40,7 @@ class _Cell(NamedTuple):
     input_spec: PyTree
     prepare: Callable[..., PyTree] = identity
     any_batch: bool = False
+    gates: tuple[str, ...] = ()
 
 
 class Cell(Value, _Cell):
@@ -67,6 +68,8 @@ class Cell(Value, _Cell):
       any_batch: whether every function takes arguments of any batch shape, as all of the library's
         own cells do. Time is then passed as one more batch axis, which makes for faster products;
         otherwise functions are mapped over time by `jax.vmap`, whatever they do with the batch.
+      gates: names of the gates, in their order on the axis [..., G, H] of parameters; () for a cell
+        without such an axis.
     """
 
 
@@ -109,8 +112,10 @@ class GatedStep(NamedTuple):
     alone, as tanh' = 1 - s_t^2, drive and feedback go unread and their products are not done again.
 
     Attributes:
-      mix: `(weights, state) -> feedback`, affine in the state: the recurrent product, the only
-        operation across units.
+      mix: `(weights, state) -> feedback`, the recurrent product: the only operation across units,
+        a function of weights and state alone. The reverse scan transposes it at s_{t-1}, which it
+        need not read where `mix` is affine; relu(s) W_s, as in networks of firing rates, is as
+        good. `fused` takes an affine one.
       pointwise: `(weights, state, drive, feedback) -> state`, unit by unit on the last axis.
       pointwise_fwd: `(weights, state, drive, feedback, new_state) -> residuals`, what of the
         Jacobian `pointwise_bwd` needs; `new_state` is what `pointwise` made of the rest.

@@ -79,6 +79,8 @@ def normal_form(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Form 
         gates = step.mix(weights, jax.tree.unflatten(structure, filled))
         return stack_gates(gates, 0).astype(jnp.float32)
 
+    if not jaxprs.is_affine(feedback, zeros[recurrent]):
+        return "its mix is not affine in the state, where kernels take a product with a matrix"
     units = size // step.heads
     rows = jnp.tile(jnp.eye(units, dtype=jnp.float32), (1, step.heads))
     zero = zeros[recurrent]

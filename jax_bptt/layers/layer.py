@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.algorithms import option_checks
 from jax_bptt.algorithms.unroll import unroll
+from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.core.values import Value, as_value
@@ -87,24 +89,27 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
 
 
 @as_value
-def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
-    """Return the layer that runs one cell forwards and another backwards over a sequence.
+def bidirectional(forward: Cell | Layer, backward: Cell | Layer) -> Layer:
+    """Return the layer that runs one cell or layer forwards and another backwards over a sequence.
 
-        y_t = [y_t of the forward cell, y_t of the backward cell]        t = 1..T
+        y_t = [y_t of the forward one, y_t of the backward one]        t = 1..T
 
-    Params and state are `Directions(forward, backward)`, of each cell's own. With `lengths` the
-    backward cell starts at the last step of each sequence, with `resets` at that of each part. The
-    outputs, arrays or pytrees alike, meet on their last axis, [T, *batch, 2 H] for two cells of H.
+    Params and state are `Directions(forward, backward)`, of each one's own; a key is split between
+    the two. With `lengths` the backward one starts at the last step of each sequence, with `resets`
+    at that of each part. The outputs, arrays or pytrees alike, meet on their last axis,
+    [T, *batch, 2 H] for two cells of H.
 
     Args:
-      forward_cell: a `Cell`.
-      backward_cell: a `Cell` on the same inputs; it may be the same one and has its own params.
+      forward: a `Cell`, or a `Layer` such as `zoneout(cell, rate=0.1)`.
+      backward: the same on the same inputs; it may be the same one and has its own params. It is
+        given as it would run forwards, without `reverse=True`, and is turned round here.
 
     Returns:
       A `Layer`.
 
     Raises:
-      TypeError: an argument is no cell, or params or state are no `Directions`.
+      TypeError: an argument is neither cell nor layer, or params or state are no `Directions`.
+      ValueError: a layer was made with `reverse=True`.
 
     References:
       M. Schuster and K. K. Paliwal (1997), "Bidirectional recurrent neural networks", IEEE
@@ -119,19 +124,20 @@ def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
       >>> last_state.backward.h.shape, ys.shape
       ((2, 5), (7, 2, 10))
     """
-    check_cell("bidirectional", forward_cell, "forward_cell")
-    check_cell("bidirectional", backward_cell, "backward_cell")
-    forward, backward = layer(forward_cell), layer(backward_cell, reverse=True)
+    _check_direction("forward", forward)
+    _check_direction("backward", backward)
+    ahead = layer(forward) if isinstance(forward, Cell) else forward
+    back = layer(backward, reverse=True) if isinstance(backward, Cell) else _turned(backward)
 
     def init(key):
         keys = jax.random.split(key)
-        return Directions(forward.init(keys[0]), backward.init(keys[1]))
+        return Directions(ahead.init(keys[0]), back.init(keys[1]))
 
     def initial_state(params, batch_shape):
         _check_directions("params", params)
         return Directions(
-            forward.initial_state(params.forward, batch_shape),
-            backward.initial_state(params.backward, batch_shape),
+            ahead.initial_state(params.forward, batch_shape),
+            back.initial_state(params.backward, batch_shape),
         )
 
     def apply(params, xs, state=None, *, reset_state=None, **options):
@@ -139,17 +145,39 @@ def bidirectional(forward_cell: Cell, backward_cell: Cell) -> Layer:
         reset_state = Directions(None, None) if reset_state is None else reset_state
         for name, value in (("params", params), ("state", state), ("reset_state", reset_state)):
             _check_directions(name, value)
+        own = Directions(options, options)
+        if options.get("key") is not None:
+            own = Directions(*(options | {"key": k} for k in jax.random.split(options["key"])))
 
         def run(layer, *given):
-            params, state, reset_state = given
+            params, state, reset_state, options = given
             return layer.apply(params, xs, state, reset_state=reset_state, **options)
 
-        last_forward, ys = run(forward, params.forward, state.forward, reset_state.forward)
-        last_backward, zs = run(backward, params.backward, state.backward, reset_state.backward)
+        every = params, state, reset_state, own
+        last_forward, ys = run(ahead, *(each.forward for each in every))
+        last_backward, zs = run(back, *(each.backward for each in every))
         ys = jax.tree.map(lambda y, z: jnp.concatenate([y, z], axis=-1), ys, zs)
         return Directions(last_forward, last_backward), ys
 
     return Layer(init, initial_state, apply)
+
+
+def _turned(layer: Layer) -> Layer:
+    """Return `layer` on time that runs backwards, each sequence from its own last step."""
+
+    def apply(params, xs, state=None, *, lengths=None, resets=None, mask=None, **options):
+        xs = jax.tree.map(jnp.asarray, xs)
+        given = sequence.Options(lengths, resets, mask)
+        given = option_checks.stateless("bidirectional", xs, given)
+        given = given._replace(resets=directed_resets(given.resets, True))
+        xs, controls, valid = sequence.arrange(xs, given, reverse=True)
+        # Padding comes first now: the state is held through it, and its outputs are no outputs.
+        last_state, ys = layer.apply(
+            params, xs, state, resets=controls.reset, mask=controls.advance, **options
+        )
+        return last_state, sequence.restore(ys, valid, reverse=True)
+
+    return layer._replace(apply=apply)
 
 
 def directed_resets(resets: Any, reverse: bool) -> Array | None:
@@ -183,6 +211,21 @@ def check_reverse(function: str, reverse: Any) -> None:
         isinstance(reverse, bool),
         f"{function}: reverse must be True or False, got {reverse!r}",
         TypeError,
+    )
+
+
+def _check_direction(name: str, given: Any) -> None:
+    """Raise unless `given`, the argument `name`, is a cell, or a layer that runs forwards."""
+    require(
+        isinstance(given, Cell | Layer),
+        f"bidirectional: {name} must be a Cell or a Layer, got {kind_of(given)}",
+        TypeError,
+    )
+    call = given.made_by
+    require(
+        call is None or not call.named().get("reverse", False),
+        f"bidirectional: {name} is {given}, which runs backwards by itself. Make it without "
+        "reverse=True: jb.bidirectional turns its second argument round.",
     )
 
 

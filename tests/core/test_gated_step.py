@@ -9,7 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.testing import check_gated_step
-from tests.registry import CELLS, problem, slow_unless
+from tests.registry import CELLS, assert_close, problem, slow_unless
 
 GATED = [name for name, row in CELLS.items() if isinstance(row.cell.step, jb.GatedStep)]
 
@@ -65,12 +65,23 @@ def test_catches_a_pointwise_that_rolls_units():
         _check(_cell(pointwise=pointwise, pointwise_fwd=None, pointwise_bwd=None))
 
 
-def test_catches_a_mix_that_is_not_affine():
-    def mix(w, state):
-        return jnp.tanh(STEP.mix(w, state))
+def test_a_mix_need_not_be_affine():
+    """relu(s) W_s, the product of a firing-rate network: right, and refused by kernels alone."""
 
-    with pytest.raises(AssertionError, match=r"mix is not affine .* Move what is not linear"):
-        _check(_cell(mix=mix))
+    def mix(w, state):
+        return STEP.mix(w, state._replace(h=jax.nn.relu(state.h)))
+
+    cell = _cell(mix=mix)
+    _check(cell)
+    params, xs = cell.init(jax.random.key(0)), jnp.linspace(-1.0, 1.0, 40).reshape(5, 4, 2)
+
+    def loss(params, algorithm):
+        return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm)[1] ** 2)
+
+    got, want = (jax.grad(loss)(params, a) for a in (jb.bptt(block_length=2), jb.autodiff()))
+    assert_close(got, want, 1e-12)
+    narrow = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (params, xs))
+    assert "its mix is not affine" in jb.explain(cell, *narrow, device="gpu")
 
 
 def test_catches_a_wrong_derivative():

@@ -166,7 +166,7 @@ def test_a_cotangent_of_the_wrong_shape_dtype_or_structure():
     raises(jnp.stack([d_y] * T), r"is float64\[4, 3, 2\], .* float64\[3, 2\]")
     raises(d_y.T, r"is float64\[2, 3\], .* float64\[3, 2\]")
     raises(d_y.astype(jnp.float32), r"is float32\[3, 2\], .* float64\[3, 2\]")
-    raises((d_y, d_y), "has the structure .* the output it belongs to", TypeError)
+    raises((d_y, d_y), "is a tuple of 2, .* the output it belongs to has an array", TypeError)
 
 
 def test_inputs_are_checked_under_its_own_name():

@@ -89,8 +89,9 @@ def test_residual():
 def test_the_algorithm_reaches_every_layer(algorithm):
     deep = jb.stack(jb.bidirectional(ELMAN, ELMAN), jb.dropout(rate=0.5))
     params, xs, _ = problem(deep)
+    run = functools.partial(deep.apply, xs=xs, key=None)
     results = [
-        jax.jit(jax.grad(lambda p, a=a: jnp.sum(deep.apply(p, xs, algorithm=a)[1] ** 2)))(params)
+        jax.jit(jax.grad(lambda p, a=a: jnp.sum(run(p, algorithm=a)[1] ** 2)))(params)
         for a in (None, algorithm)
     ]
     assert_close(results[0], results[1], 1e-12)
@@ -100,7 +101,7 @@ def test_the_algorithm_reaches_every_layer(algorithm):
         seen.append(cell)
         return jb.autodiff().run(cell, *args)
 
-    deep.apply(params, xs, algorithm=jb.Algorithm(spy))
+    run(params, algorithm=jb.Algorithm(spy))
     assert seen == [ELMAN, ELMAN]
 
 
@@ -180,7 +181,7 @@ def test_wrong_arguments_are_named():
     params, xs, _ = problem(deep)
     refused(lambda: jb.layer(jb.lstm), TypeError, "layer: cell must be a Cell", "function lstm")
     refused(lambda: jb.layer(LSTM, reverse=1), TypeError, "layer: reverse must be True or False")
-    refused(lambda: jb.bidirectional(LSTM, layer), TypeError, "backward_cell must be a Cell")
+    refused(lambda: jb.bidirectional(LSTM, 3), TypeError, "backward must be a Cell or a Layer")
     refused(lambda: jb.stack(), ValueError, "stack: give one layer or more")
     refused(lambda: jb.stack(layer, LSTM), TypeError, "layers[1] must be a Layer", "jb.layer(cell)")
     refused(lambda: jb.residual(LSTM), TypeError, "residual: layer must be a Layer")
