@@ -21,8 +21,15 @@ from jax_bptt.core.checks import (
     word,
 )
 from jax_bptt.core.types import Algorithm, Cell, PyTree, Tokens
+from jax_bptt.core.values import Value
 
 _OWN_INIT = "Make them with this cell's own init: params = cell.init(key)."
+
+
+def restored(init: str) -> str:
+    """Say how what `init` makes comes back from a checkpoint as what it was."""
+    target = f"jax.eval_shape({init}, jax.random.key(0))"
+    return f"Out of a checkpoint, restore it with {target} as the target, which keeps the types"
 
 
 def inputs(
@@ -44,12 +51,7 @@ def inputs(
       TypeError: an argument is no cell, no parameters, or of the wrong kind or dtype.
       ValueError: a structure or a shape does not fit.
     """
-    require(
-        isinstance(cell, Cell),
-        f"{function}: cell must be a Cell, got {kind_of(cell)}. Make one with jb.elman, jb.lstm, "
-        "jb.gru, jb.gru_reset_before or, from your own function, jb.from_step.",
-        TypeError,
-    )
+    a_cell(function, cell)
     params = _check_params(function, cell, params)
     xs = _check_xs(function, cell, xs)
     expected = state_spec(cell, params, xs)
@@ -62,6 +64,21 @@ def inputs(
             TypeError,
         )
     return params, xs, given_state(function, "state", cell, xs, state, expected)
+
+
+def a_cell(function: str, cell: Any) -> None:
+    """Raise unless `cell` is a Cell."""
+    way_out = (
+        "Make one with jb.elman, jb.lstm, jb.gru, jb.gru_reset_before or, from your own function, "
+        "jb.from_step."
+    )
+    if isinstance(cell, Value) and hasattr(cell, "apply"):
+        way_out = "A layer runs itself: last_state, ys = layer.apply(params, xs, state)."
+    require(
+        isinstance(cell, Cell),
+        f"{function}: cell must be a Cell, got {kind_of(cell)}. {way_out}",
+        TypeError,
+    )
 
 
 def state_spec(cell: Cell, params: PyTree, xs: PyTree) -> PyTree:
@@ -135,7 +152,9 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
         TypeError,
     )
     expected = _params_spec(cell.init)
-    same_structure(function, "params", params, expected, "what cell.init makes", _OWN_INIT)
+    fits = jax.tree.structure(params) == jax.tree.structure(expected)
+    way_out = "" if fits else _way_to_params(params, expected)
+    same_structure(function, "params", params, expected, "what cell.init makes", way_out)
     params = as_arrays(function, "params", params)
     wanted = dict(leaves(expected))
     # Leaves that init makes in one dtype stay in one: a product would cast the odd one silently.
@@ -163,6 +182,32 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
                 TypeError,
             )
     return params
+
+
+def _way_to_params(params: Any, expected: PyTree) -> str:
+    """Say how parameters with the structure of `expected` come about, given these."""
+    if hasattr(params, "state_dict"):
+        theirs = "jb.interop.torch.to_params(module.state_dict())"
+        return f"{_OWN_INIT} Those of a module of PyTorch are {theirs}."
+    fields = getattr(expected, "_fields", ())
+    if isinstance(params, dict) and params and set(params) <= set(fields):
+        rebuilt = f"{type(expected).__name__}(**params)"
+        return f"{_OWN_INIT} {restored('cell.init')}, or rebuild it: {rebuilt}."
+    if _has_plain(params) and not _has_plain(expected):
+        return f"{_OWN_INIT} {restored('cell.init')}."
+    ours = tuple | list | dict | Value | jax.Array | np.ndarray
+    if params is None or isinstance(params, ours) or hasattr(params, "__name__"):
+        return _OWN_INIT
+    return f"{_OWN_INIT} For the parameters of other libraries see jb.interop."
+
+
+def _has_plain(tree: PyTree) -> bool:
+    """Return whether a dict, list or tuple without a type of its own is part of `tree`."""
+
+    def is_plain(node):
+        return type(node) in (dict, list, tuple)
+
+    return any(map(is_plain, jax.tree.leaves(tree, is_leaf=is_plain)))
 
 
 def _check_xs(function: str, cell: Cell, xs: PyTree) -> PyTree:

@@ -1,9 +1,10 @@
 """One time step of a cell, for streaming, acting and decoding."""
 
 import jax
-import jax.numpy as jnp
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.algorithms.unroll import unroll
+from jax_bptt.core.checks import as_arrays
 from jax_bptt.core.types import Cell, PyTree
 
 
@@ -36,6 +37,7 @@ def step(cell: Cell, params: PyTree, state: PyTree | None, x: PyTree) -> tuple[P
       >>> y.shape
       (2, 5)
     """
-    xs = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
+    argument_checks.a_cell("step", cell)
+    xs = jax.tree.map(lambda a: a[None], as_arrays("step", "x", x))
     state, ys = unroll(cell, params, xs, state)
     return state, jax.tree.map(lambda y: y[0], ys)

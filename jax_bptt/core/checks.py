@@ -5,10 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_bptt.core.types import Cell, PyTree
 
 BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
+
+_LARGEST = 2**31 - 1
+"""Of an axis of an array, where XLA counts in 32 bits."""
+_SHORT = 80
+"""Characters of a value that a message may show."""
 
 
 def require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
@@ -18,11 +24,11 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
 
 
 def positive_size(function: str, **sizes: Any) -> None:
-    """Raise unless every named size is a positive integer."""
+    """Raise unless every named size is a positive integer that an axis of an array can have."""
     for name, size in sizes.items():
         require(
-            is_integer(size) and size > 0,
-            f"{function}: {name} must be a positive integer, got {size!r}",
+            is_integer(size) and 0 < size <= _LARGEST,
+            f"{function}: {name} must be a positive integer below 2**31, got {shown(size)}",
         )
 
 
@@ -39,8 +45,26 @@ def floating_dtype(function: str, dtype: Any, example: str) -> None:
         fits = False
     require(
         fits,
-        f"{function}: dtype must be a floating dtype such as {example}, got {dtype!r}",
+        f"{function}: dtype must be a floating dtype such as {example}, got {shown(dtype)}",
         TypeError,
+    )
+
+
+def prng_key(function: str, key: Any) -> None:
+    """Raise unless `key` is one typed PRNG key."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    way_out = "Pass jax.random.key(0), or another seed."
+    if is_array and key.dtype == jnp.uint32 and key.shape == (2,):
+        way_out = "Pass jax.random.key(0) where this is jax.random.PRNGKey(0)."
+    require(
+        is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
+        f"{function}: key must be a PRNG key of jax.random.key, got {kind_of(key)}. {way_out}",
+        TypeError,
+    )
+    require(
+        key.shape == (),
+        f"{function}: key must be a single key, got {kind_of(key)}. Pass one of them, or jax.vmap "
+        "over all.",
     )
 
 
@@ -53,22 +77,54 @@ def batch_shape(cell: Cell, xs: PyTree) -> tuple[int, ...]:
 def same_structure(
     function: str, name: str, got: PyTree, want: PyTree, whose: str, way_out: str
 ) -> None:
-    """Raise unless `got`, called `name`, has the structure of `want`."""
-    structures = jax.tree.structure(got), jax.tree.structure(want)
-    require(
-        structures[0] == structures[1],
-        f"{function}: {name} has the structure {structures[0]} (of type {_type(got)}), but {whose} "
-        f"has {structures[1]} (of type {_type(want)}). {way_out}",
-        TypeError,
+    """Raise unless `got`, called `name`, has the structure of `want`; say where they part."""
+    if jax.tree.structure(got) != jax.tree.structure(want):
+        raise TypeError(f"{function}: {_difference(name, got, want, whose)}. {way_out}")
+
+
+def _difference(name: str, got: PyTree, want: PyTree, whose: str) -> str:
+    """Return where `got`, called `name`, first departs from the structure of `want`."""
+    is_leaf = [jax.tree_util.all_leaves([tree]) for tree in (got, want)]
+    if any(is_leaf) or type(got) is not type(want):
+        there = "an array" if is_leaf[1] else _outline(want)
+        return f"{name} is {_outline(got)}, where {whose} has {there}"
+    children, wanted = _children(got), _children(want)
+    extra, missing = (
+        ", ".join([f"{name}{path}" for path in a if path not in b][:5])
+        for a, b in ((children, wanted), (wanted, children))
     )
+    if extra or missing:
+        both = [f"there is {extra}"] * bool(extra) + [f"there is no {missing}"] * bool(missing)
+        return f"{' and '.join(both)}, unlike {whose}"
+    for path, child in wanted.items():
+        if jax.tree.structure(children[path]) != jax.tree.structure(child):
+            return _difference(name + path, children[path], child, whose)
+    return f"{name}, {kind_of(got)}, differs from {whose} in what it holds besides arrays"
+
+
+def _children(node: PyTree) -> dict[str, PyTree]:
+    """Return the children of a node of a pytree by their paths as text."""
+    children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda a: a is not node)
+    return {jax.tree_util.keystr(path): child for path, child in children}
+
+
+def _outline(tree: PyTree) -> str:
+    """Return what kind of thing a pytree is, with the names of its entries."""
+    fields = tree if isinstance(tree, dict) else getattr(tree, "_fields", ())
+    if isinstance(tree, tuple | list) and not fields:
+        return f"{kind_of(tree)} of {len(tree)}"
+    names = [str(field) for field in fields]
+    shortened = names[:6] + ["..."] * (len(names) > 6)
+    return kind_of(tree) + (f" of {', '.join(shortened)}" if names else "")
 
 
 def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
     """Return `tree` with every leaf a JAX array; raise if one is none of numbers."""
 
     def convert(path, leaf):
+        place = f"{function}: {name}{jax.tree_util.keystr(path)}"
         message = (
-            f"{function}: {name}{jax.tree_util.keystr(path)} must be an array of numbers, got "
+            f"{place} must be an array of numbers, got "
             f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else kind_of(leaf)}. Convert it to "
             "a numeric dtype first; pad sequences of unequal length."
         )
@@ -77,11 +133,25 @@ def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
         if isinstance(leaf, jax.Array):
             return leaf
         try:
-            return jnp.asarray(leaf)
-        except TypeError as error:
+            array = jnp.asarray(leaf)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise TypeError(message) from error
+        _check_fits(place, leaf, array)
+        return array
 
     return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def _check_fits(place: str, given: Any, array: jax.Array) -> None:
+    """Raise if integers came out as others: without 64 bits, JAX wraps what is too large."""
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu" and given.dtype != array.dtype:
+        limits = jnp.iinfo(array.dtype)
+        low, high = int(given.min(initial=0)), int(given.max(initial=0))
+        require(
+            limits.min <= low and high <= limits.max,
+            f"{place} has numbers from {low} to {high}, which do not fit into {array.dtype}. For "
+            f"{given.dtype} set jax_enable_x64.",
+        )
 
 
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -107,14 +177,25 @@ def describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _type(value: Any) -> str:
-    return "array" if hasattr(value, "dtype") else type(value).__name__
+def shown(value: Any) -> str:
+    """Return `value` as Python writes it, if that is short and shows no array; else its kind."""
+    is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+    if is_array and not isinstance(value, np.generic | type):
+        return kind_of(value)
+    text = repr(value)
+    short = len(text) <= _SHORT and "\n" not in text and "rray(" not in text
+    return text if short else kind_of(value)
 
 
 def kind_of(value: Any) -> str:
     """Return what kind of thing a value is, with an article."""
-    return (
-        f"the function {value.__name__}"
-        if callable(value) and hasattr(value, "__name__")
-        else f"a {type(value).__name__}"
-    )
+    if value is None:
+        return "None"
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array {describe(value)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

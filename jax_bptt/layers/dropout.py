@@ -5,13 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.algorithms import option_checks
+from jax_bptt.algorithms import argument_checks, option_checks
 from jax_bptt.core import sequence
-from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.checks import as_arrays, kind_of, require
 from jax_bptt.core.types import PyTree
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer
-from jax_bptt.layers.masks import check_rate, draw, drop, inexact
+from jax_bptt.layers.masks import MISSING, check_key, check_rate, draw, drop, inexact
 
 
 @as_value
@@ -20,8 +20,8 @@ def dropout(*, rate: float) -> Layer:
 
         y_t = m_t x_t / (1 - rate)        m_t in {0, 1}, zero with probability `rate`
 
-    Place it in a `stack`. Without a key it is the identity. Params and state are (). The output
-    is zero beyond `lengths` and where the mask is False, whatever the input there.
+    Place it in a `stack`. `apply` needs a key; with `key=None` it is the identity. Params and state
+    are (). The output is zero beyond `lengths` and where the mask is False, whatever the input.
 
     Args:
       rate: the part of the features that is dropped, in [0, 1).
@@ -30,6 +30,7 @@ def dropout(*, rate: float) -> Layer:
       A `Layer`.
 
     Raises:
+      TypeError: in `apply`, the key is left out.
       ValueError: the rate is no number in [0, 1).
 
     References:
@@ -42,7 +43,7 @@ def dropout(*, rate: float) -> Layer:
       >>> drop = jb.dropout(rate=0.5)
       >>> drop.apply((), jnp.ones((2, 4)), key=jax.random.key(0))[1].shape
       (2, 4)
-      >>> drop.apply((), jnp.ones((2, 2)))[1].tolist()
+      >>> drop.apply((), jnp.ones((2, 2)), key=None)[1].tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
     rate = check_rate("dropout", rate)
@@ -56,9 +57,9 @@ def variational_dropout(*, rate: float) -> Layer:
         y_t = m x_t / (1 - rate)        m in {0, 1}, zero with probability `rate`
 
     Place it in a `stack`; for the same on the recurrent connections see `recurrent_dropout`.
-    Without a key it is the identity. Params and state are (). A sequence that is run in several
-    windows keeps its mask if all get the same key. The output is zero beyond `lengths` and where
-    the mask is False.
+    `apply` needs a key; with `key=None` it is the identity. Params and state are (). A sequence run
+    in several windows keeps its mask if all get the same key. The output is zero beyond `lengths`
+    and where the mask is False.
 
     Args:
       rate: the part of the features that is dropped, in [0, 1).
@@ -67,6 +68,7 @@ def variational_dropout(*, rate: float) -> Layer:
       A `Layer`.
 
     Raises:
+      TypeError: in `apply`, the key is left out.
       ValueError: the rate is no number in [0, 1).
 
     References:
@@ -93,27 +95,23 @@ def variational_dropout(*, rate: float) -> Layer:
 def _stateless(name: str, rate: float, masks: Callable[..., PyTree]) -> Layer:
     """Return the layer without params and state that applies `masks(key, xs)`."""
 
-    def apply(
-        params,
-        xs,
-        state=None,
-        *,
-        lengths=None,
-        resets=None,
-        mask=None,
-        reset_state=None,
-        key=None,
-        algorithm=None,
-    ):
-        xs = jax.tree.map(jnp.asarray, xs)
-        require(
-            not jax.tree.leaves(params),
-            f"{name}: params must be (), what its init makes, got {kind_of(params)}.",
-            TypeError,
-        )
+    def apply(params, xs, state=None, *, key=MISSING, algorithm=None, **options):
+        option_checks.named(name, options)
+        given = sequence.Options(**options)
+        own = {"params": params, "state": state, "reset_state": given.reset_state}
+        for argument, value in own.items():
+            require(
+                not jax.tree.leaves(value),
+                f"{name}: {argument} must be (), what its init makes, got {kind_of(value)}.",
+                TypeError,
+            )
+        if algorithm is not None:
+            argument_checks.algorithm(name, algorithm)
+        xs = as_arrays(name, "xs", xs)
+        given = option_checks.stateless(name, xs, given)
+        key = check_key(name, key)
         # What is not read, such as padding, may hold NaN, and as an output of a layer it is zero.
-        given = sequence.Options(lengths, resets, mask)
-        xs, _, _ = sequence.arrange(xs, option_checks.stateless(name, xs, given))
+        xs, _, _ = sequence.arrange(xs, given)
         if key is not None:
             xs = drop(xs, masks(key, inexact(xs)), rate)
         return (), xs

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import prng_key, require, shown
 from jax_bptt.core.trees import is_inexact
 from jax_bptt.core.types import PyTree
+
+MISSING: Any = object()
+"""Stands for a `key` that was left out, which is an error; None is a key that was given."""
 
 
 class Masked(NamedTuple):
@@ -23,9 +26,22 @@ def check_rate(function: str, rate: Any) -> float:
     """Return `rate` as a float; raise unless it is a probability below one."""
     require(
         isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 <= float(rate) < 1,
-        f"{function}: rate must be a number in [0, 1), the part that is dropped, got {rate!r}",
+        f"{function}: rate must be a number in [0, 1), the part that is dropped, got {shown(rate)}",
     )
     return float(rate)
+
+
+def check_key(function: str, key: Any) -> Array | None:
+    """Return `key`, a PRNG key or None; raise if it is neither, or was left out."""
+    require(
+        key is not MISSING,
+        f"{function}: apply needs a key. Pass key=jax.random.key(...) to train, a new one for each "
+        "update, or key=None to evaluate.",
+        TypeError,
+    )
+    if key is not None:
+        prng_key(function, key)
+    return key
 
 
 def draw(key: Array, probability: float, tree: PyTree, leading: tuple[int, ...] = ()) -> PyTree:

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.algorithms import argument_checks
+from jax_bptt.algorithms import argument_checks, option_checks
 from jax_bptt.core import checks, jaxprs, trees
 from jax_bptt.core.types import Cell, GatedStep, PyTree
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
-from jax_bptt.layers.masks import Masked, check_rate, draw, drop, without_batch
+from jax_bptt.layers.masks import MISSING, Masked, check_key, check_rate, draw, drop, without_batch
 
 
 @as_value
@@ -18,9 +18,9 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
         s_t = pointwise(s_{t-1}, drive_t, mix(m s_{t-1} / (1 - rate)))        m in {0, 1}
 
     What enters the product is dropped, the same units at every step, and after `resets` too; what
-    a gate carries over within a unit is not. Without a key the layer is `layer(cell)`. Params and
-    state are the cell's own. The mask travels with the state, a byte for every unit and step, and
-    the cell stays a `GatedStep`.
+    a gate carries over within a unit is not. `apply` needs a key; with `key=None` the layer is
+    `layer(cell)`. Params and state are the cell's own. The mask travels with the state, a byte for
+    every unit and step, and the cell stays a `GatedStep`.
 
     Args:
       cell: a `Cell` whose step is a `GatedStep` with a recurrent product.
@@ -31,7 +31,8 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
       A `Layer`.
 
     Raises:
-      TypeError: `cell` is no cell with a `GatedStep`, or `reverse` no boolean.
+      TypeError: `cell` is no cell with a `GatedStep`, or `reverse` no boolean; in `apply`, the key
+        is left out.
       ValueError: the rate is no number in [0, 1), or the cell's product reads no state.
 
     References:
@@ -51,11 +52,14 @@ def recurrent_dropout(cell: Cell, *, rate: float, reverse: bool = False) -> Laye
     rate = check_rate(name, rate)
     plain = layer(cell, reverse=reverse)
 
-    def apply(params, xs, state=None, *, key=None, resets=None, reset_state=None, **options):
+    def apply(params, xs, state=None, *, key=MISSING, resets=None, reset_state=None, **options):
+        option_checks.named(name, options)
         given = {"resets": resets, "reset_state": reset_state}
-        if key is None:
+        if check_key(name, key) is None:
             return plain.apply(params, xs, state, **given, **options)
         params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
+        expected = argument_checks.state_spec(cell, params, xs)
+        argument_checks.given_state(name, "reset_state", cell, xs, reset_state, expected)
         mixed = _mixed(name, cell, params, xs)
         masks = draw(key, 1 - rate, mixed)
         own = cell.initial_state(params, checks.batch_shape(cell, xs))
@@ -90,7 +94,8 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
       A `Layer`.
 
     Raises:
-      TypeError: `cell` is no cell with a `GatedStep`, or `reverse` no boolean.
+      TypeError: `cell` is no cell with a `GatedStep`, or `reverse` no boolean; in `apply`, the key
+        is left out.
       ValueError: the rate is no number in [0, 1), or the cell's product reads no state.
 
     References:
@@ -109,8 +114,9 @@ def recurrent_dropout_per_step(cell: Cell, *, rate: float, reverse: bool = False
     rate = check_rate(name, rate)
     plain = layer(cell, reverse=reverse)
 
-    def apply(params, xs, state=None, *, key=None, **options):
-        if key is None:
+    def apply(params, xs, state=None, *, key=MISSING, **options):
+        option_checks.named(name, options)
+        if check_key(name, key) is None:
             return plain.apply(params, xs, state, **options)
         params, xs, state = argument_checks.inputs(name, cell, params, xs, state)
         mixed = _mixed(name, cell, params, xs)

@@ -1,10 +1,15 @@
 """Layers on top of one another, and around one."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.algorithms import argument_checks
 from jax_bptt.core import sequence
-from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.checks import kind_of, prng_key, require
 from jax_bptt.core.types import PyTree
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_layer
@@ -16,8 +21,9 @@ def stack(*layers: Layer) -> Layer:
 
         ys = layers[-1](... layers[1](layers[0](xs)))
 
-    Params and state are tuples, one entry a layer; a key is split among the layers. `lengths`,
-    `resets`, `mask` and `algorithm` hold for all of them.
+    Params and state are tuples, one entry a layer. `lengths`, `resets`, `mask` and `algorithm` hold
+    for all of them. A key is split among the layers, None goes to all, and one that is left out is
+    missed by the first layer that draws masks. What goes wrong in a layer is told with its place.
 
     Args:
       layers: one or more `Layer`, each on inputs as the one before puts out.
@@ -43,32 +49,54 @@ def stack(*layers: Layer) -> Layer:
         check_layer("stack", each, f"layers[{k}]")
 
     def init(key):
+        prng_key("stack", key)
         keys = jax.random.split(key, len(layers))
         return tuple(each.init(key) for each, key in zip(layers, keys, strict=True))
 
     def initial_state(params, batch_shape):
         _check_entries("params", params, layers)
-        return tuple(
-            each.initial_state(own, batch_shape) for each, own in zip(layers, params, strict=True)
-        )
+        states = []
+        for k, (each, own) in enumerate(zip(layers, params, strict=True)):
+            with _within(k):
+                states.append(each.initial_state(own, batch_shape))
+        return tuple(states)
 
-    def apply(params, xs, state=None, *, key=None, reset_state=None, **options):
+    def apply(params, xs, state=None, *, reset_state=None, **options):
         none = (None,) * len(layers)
         state = none if state is None else state
         starts = none if reset_state is None else reset_state
         for name, value in (("params", params), ("state", state), ("reset_state", starts)):
             _check_entries(name, value, layers)
-        keys = none if key is None else jax.random.split(key, len(layers))
         last_states = []
-        for each, *own in zip(layers, params, state, starts, keys, strict=True):
-            own_params, own_state, start, own_key = own
-            last_state, xs = each.apply(
-                own_params, xs, own_state, key=own_key, reset_state=start, **options
-            )
+        own = zip(layers, params, state, starts, _split(options, len(layers)), strict=True)
+        for k, (each, own_params, own_state, start, own_options) in enumerate(own):
+            with _within(k):
+                last_state, xs = each.apply(
+                    own_params, xs, own_state, reset_state=start, **own_options
+                )
             last_states.append(last_state)
         return tuple(last_states), xs
 
     return Layer(init, initial_state, apply)
+
+
+def _split(options: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """Return the options for each of a number of layers: a key is split, all else is the same."""
+    if options.get("key") is None:
+        return [options] * number
+    prng_key("stack", options["key"])
+    return [options | {"key": key} for key in jax.random.split(options["key"], number)]
+
+
+@contextlib.contextmanager
+def _within(k: int) -> Iterator[None]:
+    """Say in which layer it is that something goes wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own, which are made otherwise
+            raise
+        raise type(error)(f"stack: layers[{k}]: {error}") from error
 
 
 @as_value
@@ -130,9 +158,12 @@ def _kinds(tree: PyTree) -> PyTree:
 def _check_entries(name: str, value: PyTree, layers: tuple[Layer, ...]) -> None:
     fits = isinstance(value, tuple | list) and len(value) == len(layers)
     got = f"{len(value)} entries" if isinstance(value, tuple | list) else kind_of(value)
+    way_out = "An entry of a layer without any is ()."
+    if isinstance(value, dict):
+        way_out = f"{argument_checks.restored('layer.init')}."
     require(
         fits,
         f"stack: {name} must be a tuple with one entry for each of the {len(layers)} layers, "
-        f"got {got}. An entry of a layer without any is ().",
+        f"got {got}. {way_out}",
         TypeError,
     )

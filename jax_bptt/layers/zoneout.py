@@ -5,12 +5,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.algorithms import argument_checks
+from jax_bptt.algorithms import argument_checks, option_checks
 from jax_bptt.core import checks, trees
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, identity
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
-from jax_bptt.layers.masks import Masked, check_rate, draw, inexact, without_batch
+from jax_bptt.layers.masks import (
+    MISSING,
+    Masked,
+    check_key,
+    check_rate,
+    draw,
+    inexact,
+    without_batch,
+)
 
 
 @as_value
@@ -20,9 +28,9 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
         s_t = m_t s_{t-1} + (1 - m_t) step(s_{t-1}, x_t)        m_t in {0, 1}, one with `rate`
 
     A mask is drawn for every step, sequence, unit and floating-point leaf of the state (an LSTM's
-    h and c have their own). Without a key the masks are at their expectation, m_t = rate. Params
-    and state are the cell's own; a `GatedStep` or `DiagonalStep` stays one. The masks come with
-    the inputs, a byte for every unit and step.
+    h and c have their own). `apply` needs a key; with `key=None` the masks are at their
+    expectation, m_t = rate. Params and state are the cell's own; a `GatedStep` or `DiagonalStep`
+    stays one. The masks come with the inputs, a byte for every unit and step.
 
     Args:
       cell: a `Cell`.
@@ -33,7 +41,7 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
       A `Layer`.
 
     Raises:
-      TypeError: `cell` is no cell, or `reverse` no boolean.
+      TypeError: `cell` is no cell, or `reverse` no boolean; in `apply`, the key is left out.
       ValueError: the rate is no number in [0, 1).
 
     References:
@@ -52,7 +60,9 @@ def zoneout(cell: Cell, *, rate: float, reverse: bool = False) -> Layer:
     rate = check_rate("zoneout", rate)
     plain = layer(cell, reverse=reverse)
 
-    def apply(params, xs, state=None, *, key=None, **options):
+    def apply(params, xs, state=None, *, key=MISSING, **options):
+        option_checks.named("zoneout", options)
+        key = check_key("zoneout", key)
         params, xs, state = argument_checks.inputs("zoneout", cell, params, xs, state)
         floating = inexact(argument_checks.state_spec(cell, params, xs))
         spec = without_batch(floating, checks.batch_shape(cell, xs))

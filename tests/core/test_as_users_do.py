@@ -312,7 +312,7 @@ def test_a_reset_state_without_resets_is_an_error():
     run = lambda: jb.unroll(  # noqa: E731
         LSTM, params, XS, resets=jnp.zeros((T, B), bool), reset_state=state.h
     )
-    check(run, TypeError, "unroll: reset_state has the structure")
+    check(run, TypeError, "unroll: reset_state is an array float64[2, 4]")
 
 
 @pytest.mark.parametrize(

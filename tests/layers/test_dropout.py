@@ -270,12 +270,12 @@ def test_the_key_decides(name):
 
 
 @pytest.mark.parametrize("name", ["dropout", "variational_dropout", "recurrent_dropout"])
-def test_without_a_key_dropout_is_the_identity(name):
+def test_with_no_key_dropout_is_the_identity(name):
     layer = RANDOM[name]
     params, xs, state = problem(layer)
     inner = (params, state) if name == "recurrent_dropout" else (params[0], state[0])
     want = jb.layer(GRU).apply(inner[0], xs, inner[1])[1]
-    np.testing.assert_array_equal(layer.apply(params, xs, state)[1], want)
+    np.testing.assert_array_equal(layer.apply(params, xs, state, key=None)[1], want)
 
 
 @pytest.mark.slow
