@@ -7,11 +7,14 @@ no leaves for `jax.tree`, which makes it a field of any module.
 """
 
 import functools
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
@@ -34,8 +37,9 @@ class Call(NamedTuple):
 class Value:
     """Base of the NamedTuples of functions that compare, hash, print and pickle as their call.
 
-    One that was put together by hand, or changed by `_replace`, has no call: it is equal to another
-    where each of its functions is the same object.
+    NumPy arrays among the arguments are equal where their numbers are, and JAX arrays where they
+    are the same object. A value that was put together by hand, or changed by `_replace`, has no
+    call: it is equal to another where each of its functions is the same object.
     """
 
     made_by: Call | None = None
@@ -48,9 +52,8 @@ class Value:
     def _key(self) -> tuple[Any, ...]:
         call = self.made_by
         parts = tuple(self) if call is None else call.named()  # pyright: ignore[reportArgumentType]
-        leaves, structure = jax.tree.flatten(parts)
         kind = type(self) if call is None else call.constructor
-        return kind, structure, tuple(map(_comparable, leaves))
+        return kind, *_comparable(parts)
 
     def __eq__(self, other: object) -> bool:
         """Return whether both come from equal calls, or hold the same functions."""
@@ -73,15 +76,17 @@ class Value:
         for name, value in self.made_by.named().items():
             if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
                 shown += map(_shown, value)
-            elif value is not parameters[name].default:
+            elif parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                shown += (f"{key}={_shown(each)}" for key, each in value.items())
+            elif _comparable(value) != _comparable(parameters[name].default):
                 shown.append(f"{name}={_shown(value)}")
         return f"{self.made_by.constructor.__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> Any:
         """Pickle the call, or by hand the functions, which must then be found by their names."""
-        if self.made_by is None:
-            return type(self), tuple(self)  # pyright: ignore[reportArgumentType]
-        return _call, tuple(self.made_by)
+        parts = tuple(self)  # pyright: ignore[reportArgumentType]
+        constructor, *arguments = self.made_by or Call(type(self), parts, {})
+        return _call, (constructor, *jax.tree.map(_by_name, arguments))
 
 
 def as_value(constructor: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
@@ -94,33 +99,74 @@ def as_value(constructor: Callable[Arguments, Made]) -> Callable[Arguments, Made
             return made
         # A copy, since what a constructor returns may be a value with a call of its own.
         own = type(made)(*made)  # pyright: ignore
-        own.made_by = Call(make, args, kwargs)
+        own.made_by = Call(make, *jax.tree.map(_kept, (args, kwargs)))
         return own
 
     return make
 
 
-def _call(constructor: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return constructor(*args, **kwargs)
+def _kept(leaf: Any) -> Any:
+    """Return an argument such that the caller cannot change it any more."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 class _Same(NamedTuple):
-    """A leaf that cannot be hashed, such as an array: only itself is equal to it."""
+    """A leaf that cannot be hashed, such as a JAX array: only itself is equal to it."""
 
     identity: int
 
 
-def _comparable(leaf: Any) -> Any:
-    try:
-        hash(leaf)
-    except TypeError:
-        return _Same(id(leaf))
-    return type(leaf), leaf
+def _comparable(tree: Any) -> tuple[Any, ...]:
+    """Return what is equal, and hashes alike, for equal arguments."""
+
+    def leaf(leaf):
+        if isinstance(leaf, np.ndarray):
+            return np.ndarray, leaf.dtype, leaf.shape, leaf.tobytes()
+        try:
+            hash(leaf)
+        except TypeError:
+            return _Same(id(leaf))
+        return type(leaf), leaf
+
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(leaf, leaves))
+
+
+class _Name(NamedTuple):
+    """Where to find an object that pickle may not know how to name, such as a jitted function."""
+
+    module: str
+    name: str
+
+    def find(self) -> Any:
+        """Return the object."""
+        return functools.reduce(getattr, self.name.split("."), importlib.import_module(self.module))
+
+
+def _by_name(leaf: Any) -> Any:
+    """Return the name of a function of a module, and anything else as it is."""
+    module, name = (getattr(leaf, of, None) for of in ("__module__", "__qualname__"))
+    if not (isinstance(module, str) and isinstance(name, str)) or module not in sys.modules:
+        return leaf
+    found = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return _Name(module, name) if found is leaf else leaf
+
+
+def _call(constructor: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def leaf(leaf):
+        return leaf.find() if isinstance(leaf, _Name) else leaf
+
+    args, kwargs = jax.tree.map(leaf, (args, kwargs), is_leaf=lambda a: isinstance(a, _Name))
+    return constructor(*args, **kwargs)
 
 
 def _shown(value: Any) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_shown(each)}' for key, each in value.items())}}}"
     if callable(value) and hasattr(value, "__name__"):
         return value.__name__
     return repr(value)
