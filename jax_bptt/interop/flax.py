@@ -31,6 +31,7 @@ def to_params(tree: Mapping[str, Any]) -> Any:
       are not in the arrays.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a layer is missing or a shape does not fit.
 
     Example:
@@ -69,6 +70,7 @@ def to_gradients(d_tree: Mapping[str, Any]) -> Any:
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a layer is missing or a shape does not fit.
     """
     return _to("interop.flax.to_gradients", d_tree)
@@ -90,6 +92,7 @@ def from_gradients(d_params: Any) -> dict[str, dict[str, Any]]:
 
 
 def _to(function, tree):
+    layout.mapping(function, tree, "Pass the cell's own part of variables['params'].")
     if "i" in tree:
         w_x, w_s = layout.kernels(function, tree, ["i"]), layout.kernels(function, tree, ["h"])
         return Params(w_x, w_s, layout.biases(function, tree, ["i"]))

@@ -38,6 +38,7 @@ def to_params(tree: Mapping[str, Any]) -> Any:
       Parameters of `jb.elman` (with `activation=jax.nn.relu`), `jb.gru_reset_before` or `jb.lstm`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: the modules are not those of one core, or a shape does not fit.
 
     Example:
@@ -79,6 +80,7 @@ def to_gradients(d_tree: Mapping[str, Any]) -> Any:
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: the modules are not those of one core, or a shape does not fit.
     """
     return _to("interop.haiku.to_gradients", d_tree, layout.GRADIENTS)
@@ -103,6 +105,7 @@ def from_gradients(d_params: Any, *, name: str | None = None) -> dict[str, dict[
 
 
 def _to(function, tree, rule):
+    layout.mapping(function, tree, "Pass the params of one core, {module: {name: array}}.")
     modules = {path.rpartition("/")[2]: leaves for path, leaves in tree.items()}
     if len(tree) == 1:
         ((last, leaves),) = modules.items()

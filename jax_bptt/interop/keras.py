@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jax_bptt.cells.parts import Params
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import kind_of, require
 from jax_bptt.interop import layout
 from jax_bptt.layers.layer import Directions
 
@@ -34,6 +34,7 @@ def to_params(weights: Sequence[Any]) -> Any:
       `Bidirectional` a pair `Directions`. Activations are not in the arrays.
 
     Raises:
+      TypeError: the argument is no list of arrays, such as a layer.
       ValueError: the number of arrays or a shape does not fit, or a GRU has no bias to tell where
         it resets.
 
@@ -76,6 +77,7 @@ def to_gradients(d_weights: Sequence[Any]) -> Any:
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument is no list of arrays, such as a layer.
       ValueError: the number of arrays or a shape does not fit.
     """
     return _to("interop.keras.to_gradients", d_weights, layout.GRADIENTS)
@@ -97,6 +99,11 @@ def from_gradients(d_params: Any) -> list[Any]:
 
 
 def _to(function, weights, rule):
+    require(
+        isinstance(weights, Sequence),
+        f"{function}: expected a list of arrays, got {kind_of(weights)}. Pass layer.get_weights().",
+        TypeError,
+    )
     count = len(weights)
     require(
         count in (2, 3, 4, 6),

@@ -7,13 +7,14 @@ GRU, "ifgo" for an LSTM. Theirs is a permutation of these.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt.cells.gru import GRUParams
 from jax_bptt.cells.lstm_peephole import LSTMPeepholeParams
 from jax_bptt.cells.lstm_projected import ProjectedLSTMParams
 from jax_bptt.cells.parts import Params
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import kind_of, require
 
 OURS = {1: "a", 3: "rzn", 4: "ifgo"}
 
@@ -99,13 +100,31 @@ def leaf(function: str, tree: Mapping[str, Any], key: str, *shape: int | None) -
 def array(function: str, name: str, value: Any, *shape: int | None) -> Any:
     """Return `value` as a new array, its shape checked; None stands for any size."""
     require(value is not None, f"{function}: {name} is None, where an array was expected.")
-    copy = np.asarray(value).copy()
+    copy = _as_numpy(value).copy()
     fits = len(copy.shape) == len(shape) and all(
         want in (None, got) for got, want in zip(copy.shape, shape, strict=True)
     )
     axes = ", ".join("any" if size is None else str(size) for size in shape)
     require(fits, f"{function}: {name} has shape {list(copy.shape)}, expected [{axes}].")
     return copy
+
+
+def _as_numpy(value: Any) -> Any:
+    """Return an array of any library, with the dtype that it has, as one of NumPy."""
+    if hasattr(value, "detach"):  # a tensor of PyTorch, which may require a gradient
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # NumPy's is in ml_dtypes, which PyTorch knows not
+            return np.asarray(value.float()).astype(jnp.bfloat16)
+    return np.asarray(value)
+
+
+def mapping(function: str, tree: Any, way_out: str) -> None:
+    """Raise unless `tree` has arrays by name; what to pass instead of a module is the way out."""
+    require(
+        isinstance(tree, Mapping),
+        f"{function}: expected arrays by name, got {kind_of(tree)}. {way_out}",
+        TypeError,
+    )
 
 
 def no_bias(function: str, rule: Rule, name: str, like: Any) -> Any:

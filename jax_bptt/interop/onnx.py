@@ -37,6 +37,7 @@ def to_params(tree: Mapping[str, Any], *, linear_before_reset: int | None = None
       run with `reverse=True`. Activations, `clip` and `input_forget` are not in the arrays.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: an input is missing, a shape does not fit, or it is not said where a GRU resets.
     """
     return _to("interop.onnx.to_params", tree, linear_before_reset, layout.PARAMS)
@@ -70,6 +71,7 @@ def to_gradients(d_tree: Mapping[str, Any], *, linear_before_reset: int | None =
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: as `to_params`; B may not be absent.
     """
     return _to("interop.onnx.to_gradients", d_tree, linear_before_reset, layout.GRADIENTS)
@@ -91,6 +93,7 @@ def from_gradients(d_params: Any) -> dict[str, Any]:
 
 
 def _to(function, tree, linear_before_reset, rule):
+    layout.mapping(function, tree, "Pass the node's inputs, {'W': array, 'R': array, ...}.")
     r = layout.leaf(function, tree, "R", None, None, None)
     directions, columns, hidden_size = r.shape
     gates = layout.count_gates(function, columns, hidden_size)

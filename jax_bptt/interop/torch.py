@@ -16,6 +16,11 @@ _REFUSED = {
     "gru_reset_before": "torch.nn.GRU resets after the product, as jb.gru does",
     "lstm_peephole": "torch.nn.LSTM has no peepholes",
 }
+_PASSED = (
+    "module.state_dict()",
+    "{name: p.grad for name, p in module.named_parameters()}",
+)
+"""The argument of `to_params` and that of `to_gradients`."""
 
 
 def to_params(state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple[Any, ...]:
@@ -24,8 +29,8 @@ def to_params(state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple[Any, 
         w = weight^T        b = bias_ih + bias_hh        b_n = bias_hh of a GRU's candidate
 
     Args:
-      state_dict: of the module or of a model that holds it; other keys are left alone. Absent
-        biases are zero.
+      state_dict: of the module or of a model that holds it, tensors of any dtype, which may require
+        a gradient, or arrays; other keys are left alone. Absent biases are zero.
       prefix: what stands before `weight_ih_l0` in the keys, e.g. "encoder.rnn.".
 
     Returns:
@@ -34,6 +39,7 @@ def to_params(state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple[Any, 
       `Directions` of them. Whether an RNN's activation is tanh or relu is not in the arrays.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a key is missing or a shape does not fit.
 
     Example:
@@ -53,6 +59,7 @@ def from_params(params: Any, *, prefix: str = "") -> dict[str, Any]:
     """Return the state dict for parameters: b becomes `bias_ih`, and `bias_hh` is zero or b_n.
 
     To load it: `module.load_state_dict({k: torch.from_numpy(v) for k, v in tree.items()})`.
+    From bfloat16, which PyTorch does not take from NumPy, `torch.tensor(v.astype("float32"))`.
 
     Args:
       params: as `to_params` returns them; a single layer may go without the tuple.
@@ -78,6 +85,7 @@ def to_gradients(d_state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple[
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a key is missing, biases included, or a shape does not fit.
     """
     return _to("interop.torch.to_gradients", d_state_dict, prefix, layout.GRADIENTS)
@@ -127,6 +135,7 @@ def load_safetensors(path: Any, *, prefix: str = "") -> tuple[Any, ...]:
 
 
 def _to(function, tree, prefix, rule):
+    layout.mapping(function, tree, f"Pass {_PASSED[rule.is_gradient]}.")
     first = "weight_ih_l0"
     found = sorted(key.removesuffix(first) for key in tree if key.endswith(first))
     require(

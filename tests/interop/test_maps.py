@@ -226,6 +226,31 @@ def test_refuses_by_name(function, argument, words):
     assert "interop." in str(error.value) and "\n" not in str(error.value)
 
 
+class Module:
+    """Of some library, where its arrays by name were to be passed."""
+
+
+@pytest.mark.parametrize(
+    "module, way_out",
+    [
+        (interop.torch, r"Pass module\.state_dict\(\)"),
+        (interop.equinox, r"Pass vars\(cell\)"),
+        (interop.flax, r"Pass the cell's own part of variables\['params'\]"),
+        (interop.nnx, r"Pass nnx\.to_pure_dict\(nnx\.state\(cell, nnx\.Param\)\)"),
+        (interop.haiku, "Pass the params of one core"),
+        (interop.onnx, "Pass the node's inputs"),
+        (interop.keras, r"Pass layer\.get_weights\(\)"),
+    ],
+)
+def test_a_module_for_its_arrays(module, way_out):
+    for function in (module.to_params, module.to_gradients):
+        with pytest.raises(TypeError, match="got a Module. Pass ") as error:
+            function(Module())
+        assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match=way_out):
+        module.to_params(Module())
+
+
 def test_absent_biases_are_zero():
     arrays = {"weight_ih": np.ones((3 * H, I)), "weight_hh": np.ones((3 * H, H)), "bias": None}
     gru = interop.equinox.to_params(arrays | {"bias_n": None})

@@ -161,3 +161,43 @@ def test_parameters_are_no_views_of_the_module():
         parameter.data.fill_(0.0)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_that_require_a_gradient():
+    _, module = _modules("lstm", 2, 2)
+    got = interop.torch.to_params(dict(module.named_parameters()))
+    want = interop.torch.to_params(module.state_dict())
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_bfloat16_keeps_every_digit():
+    module = torch.nn.GRU(I, H).bfloat16()
+    module.bias_hh_l0.data.zero_()  # the sum of two biases is rounded
+    (params,) = interop.torch.to_params(module.state_dict())
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    (want,) = interop.torch.to_params(module.float().state_dict())
+    assert_close(jax.tree.map(lambda p: p.astype(np.float32), params), want, 0)
+    tree = interop.torch.from_params(params)
+    module.bfloat16().load_state_dict(
+        {name: torch.tensor(leaf.astype(np.float32)) for name, leaf in tree.items()}
+    )
+    (again,) = interop.torch.to_params(module.state_dict())
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize(
+    "function, way_out",
+    [
+        (interop.torch.to_params, r"Pass module\.state_dict\(\)\.$"),
+        (interop.torch.to_gradients, r"Pass \{name: p\.grad for name, p in .*named_parameters"),
+    ],
+)
+def test_a_whole_module(function, way_out):
+    with pytest.raises(TypeError, match=f"^interop.torch.*, got an? LSTM. {way_out}"):
+        function(torch.nn.LSTM(I, H))
+
+
+def test_a_module_for_the_parameters_of_a_cell():
+    cell, way_out = jb.lstm(input_size=I, hidden_size=H), r"to_params\(module.state_dict\(\)\)"
+    with pytest.raises(TypeError, match=f"^unroll: params is a LSTM, where .*{way_out}"):
+        jb.unroll(cell, torch.nn.LSTM(I, H), np.ones((T, B, I)))
