@@ -132,17 +132,21 @@ def cotangents(function: str, name: str, given: PyTree, primal: PyTree) -> PyTre
     return given
 
 
-def _params_spec(init: Any) -> PyTree:
-    """Describe what `init` makes, in JAX's default float as it is at present."""
+def _params_spec(cell: Cell) -> PyTree:
+    """Describe what `cell.init` makes, in JAX's default float as it is at present.
+
+    Once for equal cells, whose `init` is another function each.
+    """
     try:
-        return _cached_spec(init, jnp.result_type(float))
+        hash(cell.init)
+        return _cached_spec(cell, jnp.result_type(float))
     except TypeError:  # what cannot be hashed, such as a method of an object that holds arrays
-        return _cached_spec.__wrapped__(init, None)
+        return _cached_spec.__wrapped__(cell, None)
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_spec(init: Any, default_dtype: Any) -> PyTree:
-    return jax.eval_shape(init, jax.random.key(0))
+def _cached_spec(cell: Cell, default_dtype: Any) -> PyTree:
+    return jax.eval_shape(cell.init, jax.random.key(0))
 
 
 def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
@@ -151,7 +155,7 @@ def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:
         f"{function}: params is a PRNG key. Pass params = cell.init(key).",
         TypeError,
     )
-    expected = _params_spec(cell.init)
+    expected = _params_spec(cell)
     fits = jax.tree.structure(params) == jax.tree.structure(expected)
     way_out = "" if fits else _way_to_params(params, expected)
     same_structure(function, "params", params, expected, "what cell.init makes", way_out)

@@ -48,7 +48,8 @@ def live(jaxpr: Jaxpr) -> list[Any]:
 
 def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Return, in the structure of `args`, which leaves `fun` reads. Never misses one."""
-    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+    # Of a function that dies here: JAX keeps every trace of a function for as long as that lives.
+    jaxpr = jax.make_jaxpr(lambda *args: fun(*args))(*args).jaxpr
     read = set(_variables(jaxpr.outvars))
     read.update(v for eqn in live(jaxpr) for v in _variables(eqn.invars))
     return jax.tree.unflatten(jax.tree.structure(args), [v in read for v in jaxpr.invars])
