@@ -50,11 +50,13 @@ def test_every_argument_is_explained(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_settings_are_keyword_only(name):
-    """Positional are the model and the data alone: cells, params, xs, state, cotangents, keys."""
+    """Positional are the model, its two sizes and the data: params, xs, state, cotangents, keys."""
     data = {"cell", "params", "xs", "state", "d_y", "d_ys", "d_last_state", "step", "key"}
-    data |= {"forward_cell", "backward_cell", "layer", "layers", "function", "x"}
+    data |= {"forward", "backward", "layer", "layers", "function", "x"}
+    data |= {"input_size", "hidden_size"}
     for argument in inspect.signature(getattr(jb, name)).parameters.values():
-        assert argument.kind is argument.KEYWORD_ONLY or argument.name in data
+        keyword = argument.kind in (argument.KEYWORD_ONLY, argument.VAR_KEYWORD)
+        assert keyword or argument.name in data
 
 
 def test_the_version_is_in_one_place():

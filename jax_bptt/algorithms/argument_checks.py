@@ -146,7 +146,8 @@ def _params_spec(cell: Cell) -> PyTree:
 
 @functools.lru_cache(maxsize=256)
 def _cached_spec(cell: Cell, default_dtype: Any) -> PyTree:
-    return jax.eval_shape(cell.init, jax.random.key(0))
+    # The key is made inside, where it is no part of a program that is being traced.
+    return jax.eval_shape(lambda: cell.init(jax.random.key(0)))
 
 
 def _check_params(function: str, cell: Cell, params: PyTree) -> PyTree:

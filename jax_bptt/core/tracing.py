@@ -66,11 +66,11 @@ def couples_batch(cell: Cell) -> str | None:
     operation that takes this axis and does not hand it on, or works along it, couples.
     """
 
-    def begin(key):
-        params = cell.init(key)
+    def begin():
+        params = cell.init(jax.random.key(0))
         return cell.prepare(params), cell.initial_state(params, (_PRIME,))
 
-    weights, state = jax.eval_shape(begin, jax.random.key(0))
+    weights, state = jax.eval_shape(begin)
     inexact = [w.dtype for w in jax.tree.leaves((weights, state)) if trees.is_inexact(w)]
 
     def one(spec):
