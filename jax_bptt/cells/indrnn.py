@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
+from jax_bptt.core.checks import prng_key
 from jax_bptt.core.types import Cell, DiagonalStep
 from jax_bptt.core.values import as_value
 
@@ -82,6 +83,7 @@ def indrnn(
         step = parts.activated_step(_mix, activation)._replace(heads=hidden_size)
 
     def init(key):
+        prng_key("cell.init", key)
         key_x, key_s, key_y = jax.random.split(key, 3)
         glorot, uniform = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.uniform(1.0)
         w_x = parts.draw(glorot, key_x, (input_size, hidden_size), dtype)[:, None]

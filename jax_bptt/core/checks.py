@@ -11,8 +11,8 @@ from jax_bptt.core.types import Cell, PyTree
 
 BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
 
-_LARGEST = 2**31 - 1
-"""Of an axis of an array, where XLA counts in 32 bits."""
+_LARGEST = 2**28 - 1
+"""Size of which 64 bits count the bytes of a square matrix for each gate: beyond, XLA aborts."""
 _SHORT = 80
 """Characters of a value that a message may show."""
 
@@ -24,11 +24,11 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
 
 
 def positive_size(function: str, **sizes: Any) -> None:
-    """Raise unless every named size is a positive integer that an axis of an array can have."""
+    """Raise unless every named size is a positive integer, of which XLA can make a matrix."""
     for name, size in sizes.items():
         require(
             is_integer(size) and 0 < size <= _LARGEST,
-            f"{function}: {name} must be a positive integer below 2**31, got {shown(size)}",
+            f"{function}: {name} must be a positive integer below 2**28, got {shown(size)}",
         )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jax_bptt.algorithms import argument_checks, option_checks
 from jax_bptt.core import checks, trees
-from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, identity
+from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer, check_cell, check_reverse, layer
 from jax_bptt.layers.masks import (
@@ -86,13 +86,11 @@ def _zoned(cell: Cell, spec: PyTree, rate: float | None) -> Cell:
       spec: describes the mask of one step, as in `Cell.input_spec`.
       rate: what to blend with, and then no masks come with the inputs; None for those masks.
     """
-    if rate is None:
-        masks = identity
-    else:
-        spec, expected = (), jax.tree.map(lambda _: rate, spec)
+    expected = jax.tree.map(lambda _: rate, spec)
+    spec = spec if rate is None else ()
 
-        def masks(mask):
-            return expected
+    def masks(mask):
+        return mask if rate is None else expected
 
     step = cell.step
     if isinstance(step, GatedStep):
