@@ -14,6 +14,7 @@ Modes (`grad` if none is named):
     cells      time of the gradient of every cell of the library, against the plain scan of its step
     devices    the gradient with the batch placed on several devices, by jit against shard_map:
                collectives, rows of the products, time, error; a process for each number of devices
+    adaptors   the gradient through the modules for Flax and Equinox, against their own layers
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from benchmarks import (
     accuracy,
+    adaptors,
     compiling,
     environment,
     network,
@@ -145,6 +147,12 @@ def _devices(args, rows, _):
         return sharding.run(rows, args.devices[0], args.rounds, tick)
 
 
+def _adaptors(args, rows, _):
+    with progress(len(rows) * args.rounds) as tick:
+        compilations = 1 if args.smoke else adaptors.COMPILATIONS
+        return adaptors.run(rows, args.rounds, compilations, tick)
+
+
 RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
 MODES = {
     "grad": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
@@ -213,6 +221,16 @@ MODES = {
         ("dtype", "rounds", "devices"),
         (*GATES, *network.DEPTHS),
         sharding.CELLS,
+    ),
+    "adaptors": Mode(
+        adaptors.SHAPES,
+        _adaptors,
+        adaptors.tables,
+        adaptors.tables,
+        None,
+        ("dtype", "rounds"),
+        adaptors.CELLS,
+        adaptors.CELLS,
     ),
 }
 

@@ -15,11 +15,14 @@ so `from_gradients` is the transpose of `to_params` and `to_gradients` that of `
 here to there and back changes no number, and from there to here and back no output, but for the
 rounding of the 1 that Haiku adds to a forget gate.
 
+Layers of this library are modules of others too: `nnx.Recurrent`, `linen.Recurrent`,
+`linen.ScannedRNN` and `equinox.Recurrent`, which import that library when they are first used.
+
 What decides a cell's equations but is in no array (an activation, a residual, a clipping bound)
 cannot be checked here. What the other library cannot represent is refused by name, with a
 `ValueError`.
 """
 
-from jax_bptt.interop import equinox, flax, haiku, keras, nnx, onnx, torch
+from jax_bptt.interop import equinox, flax, haiku, keras, linen, nnx, onnx, torch
 
-__all__ = ["equinox", "flax", "haiku", "keras", "nnx", "onnx", "torch"]
+__all__ = ["equinox", "flax", "haiku", "keras", "linen", "nnx", "onnx", "torch"]

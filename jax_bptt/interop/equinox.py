@@ -1,10 +1,11 @@
 """Equinox: the arrays of `equinox.nn.GRUCell` and `LSTMCell`.
 
 Their gate orders are ours and their matrices the transposes of ours; the biases are ours too.
+`Recurrent(layer, key=key)` is a layer of this library as a module of Equinox.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from jax_bptt.cells.gru import GRUParams
 from jax_bptt.cells.parts import Params
 from jax_bptt.core.checks import require
 from jax_bptt.interop import layout
+from jax_bptt.interop.adaptors import lazily
+
+if TYPE_CHECKING:
+    from jax_bptt.interop.adaptors.equinox import Recurrent as Recurrent
+
+__getattr__ = lazily("equinox", "equinox", ("Recurrent",))
 
 _REFUSED = {
     "elman": "Equinox has no simple recurrent cell",

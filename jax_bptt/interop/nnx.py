@@ -3,11 +3,11 @@
 An LSTM has the layers of Flax linen, but for `if_`, which is a keyword without the underscore; the
 optimized one has one layer `dense_i` and one `dense_h` for all gates in our order, as the others
 have. Each array is one of ours, so that gradients map as parameters do. A GRU has no b_n, unlike
-that of Flax linen.
+that of Flax linen. `Recurrent(layer, rngs=rngs)` is a layer of this library as a module of nnx.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,12 @@ from jax_bptt.cells.gru import GRUParams
 from jax_bptt.cells.parts import Params
 from jax_bptt.core.checks import require
 from jax_bptt.interop import layout
+from jax_bptt.interop.adaptors import lazily
+
+if TYPE_CHECKING:
+    from jax_bptt.interop.adaptors.nnx import Recurrent as Recurrent
+
+__getattr__ = lazily("nnx", "flax", ("Recurrent",))
 
 _INNER, _OUTER = ("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")
 _REFUSED = {
