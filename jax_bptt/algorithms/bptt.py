@@ -159,7 +159,8 @@ def _backward(
 
 def keeps(state: PyTree) -> bool:
     """Return whether by default what the products of a step made is kept, as they are large."""
-    return any(s.ndim > 0 and s.shape[-1] >= KEEP for s in jax.tree.leaves(state))
+    sizes = [s.shape[-1] for s in jax.tree.leaves(state) if s.ndim > 0]
+    return any(is_integer(size) and size >= KEEP for size in sizes)  # else a symbolic batch
 
 
 def block_length_of(cell: Cell, weights: PyTree, xs: PyTree) -> int:
