@@ -123,11 +123,11 @@ def as_arrays(function: str, name: str, tree: PyTree) -> PyTree:
 
     def convert(path, leaf):
         place = f"{function}: {name}{jax.tree_util.keystr(path)}"
-        message = (
-            f"{place} must be an array of numbers, got "
-            f"{f'dtype {leaf.dtype}' if hasattr(leaf, 'dtype') else kind_of(leaf)}. Convert it to "
-            "a numeric dtype first; pad sequences of unequal length."
-        )
+        got = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else kind_of(leaf)
+        way_out = "Convert it to a numeric dtype first; pad sequences of unequal length."
+        if hasattr(leaf, "detach"):
+            way_out = "Of a tensor of PyTorch pass tensor.detach().numpy()."
+        message = f"{place} must be an array of numbers, got {got}. {way_out}"
         # JAX takes some strings for the name of a dtype: "?" would become True.
         require(not isinstance(leaf, str | bytes), message, TypeError)
         if isinstance(leaf, jax.Array):

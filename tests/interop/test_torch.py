@@ -201,3 +201,12 @@ def test_a_module_for_the_parameters_of_a_cell():
     cell, way_out = jb.lstm(input_size=I, hidden_size=H), r"to_params\(module.state_dict\(\)\)"
     with pytest.raises(TypeError, match=f"^unroll: params is a LSTM, where .*{way_out}"):
         jb.unroll(cell, torch.nn.LSTM(I, H), np.ones((T, B, I)))
+
+
+def test_a_tensor_that_requires_a_gradient_for_the_inputs():
+    cell = jb.lstm(input_size=I, hidden_size=H)
+    xs = torch.ones((T, B, I), requires_grad=True)
+    with pytest.raises(
+        TypeError, match=r"^unroll: xs must .*\. Of .* tensor\.detach\(\)\.numpy\(\)"
+    ):
+        jb.unroll(cell, cell.init(jax.random.key(0)), xs)
