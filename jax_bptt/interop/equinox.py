@@ -39,6 +39,7 @@ def to_params(arrays: Mapping[str, Any]) -> Any:
       Parameters of `jb.gru` or `jb.lstm`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a key is missing or a shape does not fit.
 
     Example:
@@ -78,6 +79,7 @@ def to_gradients(d_arrays: Mapping[str, Any]) -> Any:
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a key is missing, biases included, or a shape does not fit.
     """
     return _to("interop.equinox.to_gradients", d_arrays, layout.GRADIENTS)
@@ -99,6 +101,7 @@ def from_gradients(d_params: Any) -> dict[str, Any]:
 
 
 def _to(function, tree, rule):
+    layout.mapping(function, tree, "Pass vars(cell).")
     weight_hh = layout.leaf(function, tree, "weight_hh", None, None)
     columns, hidden_size = weight_hh.shape
     gates = layout.count_gates(function, columns, hidden_size)

@@ -41,6 +41,7 @@ def to_params(tree: Mapping[str, Any]) -> Any:
       `SimpleCell`'s `residual` are not in the arrays.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a layer is missing or a shape does not fit.
 
     Example:
@@ -88,6 +89,7 @@ def to_gradients(d_tree: Mapping[str, Any]) -> Any:
       Gradients in the structure of `to_params`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a layer is missing or a shape does not fit.
     """
     return _to("interop.nnx.to_gradients", d_tree)
@@ -118,6 +120,7 @@ def to_optimized_lstm(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       `{"dense_i": {"kernel": [I, 4 H]}, "dense_h": {"kernel": [H, 4 H], "bias": [4 H]}}`.
 
     Raises:
+      TypeError: the argument has no arrays by name, such as a module.
       ValueError: a layer is missing or a shape does not fit.
     """
     params = _to("interop.nnx.to_optimized_lstm", tree)
@@ -126,6 +129,7 @@ def to_optimized_lstm(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _to(function, tree):
+    layout.mapping(function, tree, "Pass nnx.to_pure_dict(nnx.state(cell, nnx.Param)).")
     if "ii" in tree:
         w_x, w_s = (layout.kernels(function, tree, names) for names in (_INNER, _OUTER))
         return Params(w_x, w_s, layout.biases(function, tree, _OUTER))
