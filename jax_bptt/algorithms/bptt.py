@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from jax_bptt.core import blocks, devices, reverse, trees
-from jax_bptt.core.checks import batch_shape, is_integer, require
+from jax_bptt.core.checks import batch_shape, is_integer, require, shown
 from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
 from jax_bptt.core.linearize import gated_residuals
 from jax_bptt.core.types import Algorithm, Cell, GatedStep, Gradient, Inputs, PyTree
@@ -86,11 +86,11 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
     """
     require(
         block_length is None or (is_integer(block_length) and block_length > 0),
-        f"bptt: block_length must be a positive number of steps or None, got {block_length!r}",
+        f"bptt: block_length must be a positive number of steps or None, got {shown(block_length)}",
     )
     require(
         recompute is None or isinstance(recompute, bool),
-        f"bptt: recompute must be True, False or None, got {recompute!r}",
+        f"bptt: recompute must be True, False or None, got {shown(recompute)}",
         TypeError,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.fused_diagonal import fused_diagonal
 from jax_bptt.algorithms.fused_gated import fused_gated
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import require, shown
 from jax_bptt.core.derivative import forward_mode_of
 from jax_bptt.core.types import Algorithm, Cell, Inputs
 from jax_bptt.core.values import as_value
@@ -89,7 +89,7 @@ def fused(
       (10, 2, 64)
     """
     for name, value in (("approximate", approximate), ("interpret", interpret)):
-        message = f"fused: {name} must be True or False, got {value!r}"
+        message = f"fused: {name} must be True or False, got {shown(value)}"
         require(isinstance(value, bool), message, TypeError)
     check_device("fused", device)
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"

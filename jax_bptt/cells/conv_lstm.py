@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from jax_bptt.cells import parts
 from jax_bptt.cells.lstm import F_GATE, lstm, zero_state
-from jax_bptt.core.checks import is_integer, require
+from jax_bptt.core.checks import is_integer, prng_key, require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.core.values import as_value
@@ -79,6 +79,7 @@ def conv_lstm(
     assert isinstance(gated, GatedStep)
 
     def init(key):
+        prng_key("cell.init", key)
         key_x, key_s, key_y = jax.random.split(key, 3)
         glorot = jax.nn.initializers.glorot_uniform()
         orthogonal = jax.nn.initializers.orthogonal()
@@ -133,7 +134,7 @@ def _pair(name: str, shape: Any) -> tuple[int, int]:
         isinstance(shape, tuple | list)
         and len(shape) == 2
         and all(is_integer(size) and size > 0 for size in shape),
-        f"conv_lstm: {name} must be a pair of positive integers such as (3, 3), got {shape!r}",
+        f"conv_lstm: {name} must be a pair of positive integers such as (3, 3), got {shown(shape)}",
         TypeError,
     )
     return int(shape[0]), int(shape[1])

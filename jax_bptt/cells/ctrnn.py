@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.cells import parts
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.core.values import as_value
@@ -179,13 +179,13 @@ def _leaky(
     parts.check_function(name, "activation", activation, "jnp.tanh")
     require(
         isinstance(time_step, numbers.Real) and not isinstance(time_step, bool) and time_step > 0,
-        f"{name}: time_step must be a positive number, got {time_step!r}",
+        f"{name}: time_step must be a positive number, got {shown(time_step)}",
     )
     tau = np.asarray(time_constant)
     require(
         tau.dtype.kind in "iuf" and tau.shape in ((), (hidden_size,)) and bool((tau > 0).all()),
         f"{name}: time_constant must be a positive number, or {hidden_size} of them, one for each "
-        f"unit, got {time_constant!r}",
+        f"unit, got {shown(time_constant)}",
     )
 
     def init(key):

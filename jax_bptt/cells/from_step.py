@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core.checks import is_integer, require
+from jax_bptt.core.checks import is_integer, require, shown
 from jax_bptt.core.tracing import couples_batch
 from jax_bptt.core.types import Cell, PyTree, identity
 from jax_bptt.core.values import as_value
@@ -89,11 +89,13 @@ def from_step(
     functions |= {k: f for k, f in dict(project=project, readout=readout).items() if f is not None}
     for name, function in functions.items():
         require(
-            callable(function), f"from_step: {name} must be a function, got {function!r}", TypeError
+            callable(function),
+            f"from_step: {name} must be a function, got {shown(function)}",
+            TypeError,
         )
     require(
         isinstance(any_batch, bool),
-        f"from_step: any_batch must be True or False, got {any_batch!r}",
+        f"from_step: any_batch must be True or False, got {shown(any_batch)}",
         TypeError,
     )
     require(
@@ -107,7 +109,7 @@ def from_step(
             isinstance(input_shape, tuple | list)
             and all(is_integer(size) and size > 0 for size in input_shape),
             "from_step: input_shape must be a tuple of positive sizes such as (3,), got "
-            f"{input_shape!r}",
+            f"{shown(input_shape)}",
             TypeError,
         )
         input_spec = jax.ShapeDtypeStruct(tuple(map(int, input_shape)), jnp.float32)
@@ -115,7 +117,7 @@ def from_step(
         require(
             hasattr(leaf, "shape") and hasattr(leaf, "dtype"),
             "from_step: input_spec must be a pytree of jax.ShapeDtypeStruct, e.g. "
-            f"jax.ShapeDtypeStruct((), jnp.int32), but has a leaf {leaf!r}",
+            f"jax.ShapeDtypeStruct((), jnp.int32), but has a leaf {shown(leaf)}",
             TypeError,
         )
     cell = Cell(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.cells import parts
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import prng_key, require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, DiagonalStep
 from jax_bptt.core.values import as_value
@@ -97,15 +97,16 @@ def lru(
     radii = min_radius, max_radius
     require(
         all(isinstance(r, numbers.Real) for r in radii) and 0 <= min_radius < max_radius <= 1,
-        f"lru: radii must have 0 <= min_radius < max_radius <= 1, got {min_radius!r} and "
-        f"{max_radius!r}",
+        f"lru: radii must have 0 <= min_radius < max_radius <= 1, got {shown(min_radius)} and "
+        f"{shown(max_radius)}",
     )
     require(
         isinstance(max_phase, numbers.Real) and 0 < max_phase < math.inf,
-        f"lru: max_phase must be a positive number of radians, got {max_phase!r}",
+        f"lru: max_phase must be a positive number of radians, got {shown(max_phase)}",
     )
 
     def init(key):
+        prng_key("cell.init", key)
         key_radius, key_phase, key_x, key_y = jax.random.split(key, 4)
         narrow = parts.parameter_dtype(dtype)
         wide = accumulator_dtype(narrow)

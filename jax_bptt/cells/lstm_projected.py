@@ -8,7 +8,7 @@ from jax import Array
 
 from jax_bptt.cells import parts
 from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm, zero_state
-from jax_bptt.core.checks import positive_size
+from jax_bptt.core.checks import positive_size, prng_key
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.core.values import as_value
 
@@ -93,6 +93,7 @@ def lstm_projected(
     pointwise = gated.pointwise
 
     def init(key):
+        prng_key("cell.init", key)
         key_x, key_s, key_p, key_y = jax.random.split(key, 4)
         glorot = jax.nn.initializers.glorot_uniform()
         orthogonal = jax.nn.initializers.orthogonal()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
+from jax_bptt.core.checks import prng_key
 from jax_bptt.core.types import Cell, DiagonalStep
 from jax_bptt.core.values import as_value
 
@@ -79,6 +80,7 @@ def diagonal_cell(
     input_size, hidden_size, output_size = sizes
 
     def init(key):
+        prng_key("cell.init", key)
         key_x, key_y = jax.random.split(key)
         glorot = jax.nn.initializers.glorot_uniform()
         w_x = parts.draw_gates(glorot, key_x, len(gates), (input_size, hidden_size), dtype)

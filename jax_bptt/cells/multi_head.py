@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jax_bptt.cells.reparametrized import recurrent_matrices
 from jax_bptt.core import jaxprs, trees
-from jax_bptt.core.checks import is_integer, require
+from jax_bptt.core.checks import is_integer, prng_key, require, shown
 from jax_bptt.core.types import Cell, GatedStep, identity
 from jax_bptt.core.values import as_value
 
@@ -64,11 +64,12 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
     require(
         is_integer(heads) and heads > 0 and size % heads == 0 and w_s.shape[-1] == size,
         f"multi_head: heads must be an integer that divides the size {size} of the recurrent "
-        f"matrices, w_s {w_s.shape}, got {heads!r}",
+        f"matrices, w_s {w_s.shape}, got {shown(heads)}",
     )
     units = size // heads
 
     def init(key):
+        prng_key("cell.init", key)
         key_cell, key_heads = jax.random.split(key)
         params = cell.init(key_cell)
         dtype = params.w_s.dtype

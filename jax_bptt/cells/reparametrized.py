@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core.checks import is_integer, kind_of, require
+from jax_bptt.core.checks import is_integer, kind_of, prng_key, require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.core.values import as_value
@@ -75,7 +75,7 @@ def low_rank(cell: Cell, *, rank: int) -> Cell:
     require(
         is_integer(rank) and 0 < rank <= largest,
         f"low_rank: rank must be an integer from 1 to {largest}, the size of the recurrent "
-        f"matrices, got {rank!r}",
+        f"matrices, got {shown(rank)}",
     )
 
     def split(w):
@@ -253,6 +253,7 @@ def _reparametrized(
     """Return `cell` with `split(key, w_s)` in the params in the place of w_s = join(...)."""
 
     def init(key):
+        prng_key("cell.init", key)
         key_cell, key_split = jax.random.split(key)
         params = cell.init(key_cell)
         return params._replace(w_s=_widened(lambda w: split(key_split, w), params.w_s))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.core.checks import require
+from jax_bptt.core.checks import prng_key, require, shown
 from jax_bptt.core.trees import is_inexact
 from jax_bptt.core.types import PyTree
 
@@ -45,8 +45,10 @@ def weight_noise(key: Array, params: PyTree, *, scale: float | Array) -> PyTree:
     """
     require(
         not isinstance(scale, numbers.Real) or 0 <= float(scale) < math.inf,
-        f"weight_noise: scale must be a standard deviation, finite and not negative, got {scale!r}",
+        "weight_noise: scale must be a standard deviation, finite and not negative, got "
+        f"{shown(scale)}",
     )
+    prng_key("weight_noise", key)
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     keys = jax.random.split(key, max(1, len(leaves)))
     noisy = [

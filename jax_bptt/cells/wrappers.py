@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_bptt.core.checks import floating_dtype, kind_of, positive_size, require
+from jax_bptt.core.checks import floating_dtype, kind_of, positive_size, prng_key, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, Tokens
 from jax_bptt.core.values import as_value
@@ -48,7 +48,9 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
       >>> jb.unroll(cell, cell.init(jax.random.key(0)), jnp.arange(12).reshape(6, 2))[1].shape
       (6, 2, 5)
     """
-    require(isinstance(cell, Cell), f"embedding: cell must be a Cell, got {cell!r}", TypeError)
+    require(
+        isinstance(cell, Cell), f"embedding: cell must be a Cell, got {kind_of(cell)}", TypeError
+    )
     positive_size("embedding", vocabulary_size=vocabulary_size)
     vocabulary_size = int(vocabulary_size)
     spec = cell.input_spec
@@ -58,6 +60,7 @@ def embedding(cell: Cell, *, vocabulary_size: int) -> Cell:
     )
 
     def init(key):
+        prng_key("cell.init", key)
         key_embedding, key_cell = jax.random.split(key)
         params = cell.init(key_cell)
         inexact = [p for p in jax.tree.leaves(params) if is_inexact(p)]

@@ -67,7 +67,7 @@ def contributions(
     checks.require(
         checks.is_integer(step) and 1 <= step <= steps,
         f"{name}: step must be an integer from 1 to T={steps}, the number of steps of xs, "
-        f"got {step!r}",
+        f"got {checks.shown(step)}",
     )
     xs = jax.tree.map(lambda a: a[:step], xs)
     inputs = Inputs(weights, state, xs, None, Controls())

@@ -10,7 +10,7 @@ from jax import Array
 from jax_bptt.algorithms import option_checks
 from jax_bptt.algorithms.unroll import unroll
 from jax_bptt.core import sequence
-from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.checks import kind_of, prng_key, require, shown
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.core.values import Value, as_value
 
@@ -33,7 +33,8 @@ class Layer(Value, _Layer):
         key=None, algorithm=None) -> (last_state, ys)`, xs and ys [T, *batch, ...]. As `unroll`,
         with two differences. `resets` [T, *batch] marks the first step of a new sequence in the
         order of the inputs, also for what runs backwards. `key` is what random layers draw their
-        masks from, the same ones for the same key; without it nothing is random, as for evaluation.
+        masks from, the same ones for the same key; they must be given it, a key to train or None to
+        evaluate. Layers that draw nothing need none.
     """
 
 
@@ -75,6 +76,7 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
     check_reverse("layer", reverse)
 
     def apply(params, xs, state=None, *, key=None, resets=None, **options):
+        option_checks.named("layer", options)
         return unroll(
             cell,
             params,
@@ -130,6 +132,7 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer) -> Layer:
     back = layer(backward, reverse=True) if isinstance(backward, Cell) else _turned(backward)
 
     def init(key):
+        prng_key("bidirectional", key)
         keys = jax.random.split(key)
         return Directions(ahead.init(keys[0]), back.init(keys[1]))
 
@@ -147,6 +150,7 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer) -> Layer:
             _check_directions(name, value)
         own = Directions(options, options)
         if options.get("key") is not None:
+            prng_key("bidirectional", options["key"])
             own = Directions(*(options | {"key": k} for k in jax.random.split(options["key"])))
 
         def run(layer, *given):
@@ -209,7 +213,7 @@ def check_reverse(function: str, reverse: Any) -> None:
     """Raise unless `reverse` is a boolean."""
     require(
         isinstance(reverse, bool),
-        f"{function}: reverse must be True or False, got {reverse!r}",
+        f"{function}: reverse must be True or False, got {shown(reverse)}",
         TypeError,
     )
 
