@@ -158,3 +158,16 @@ def test_masks_are_drawn_in_training():
 def test_what_cannot_be_had_is_refused(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.slow
+def test_an_ensemble():
+    keys = jax.random.split(jax.random.key(0), 3)
+    many = eqx.filter_vmap(lambda key: interop.equinox.Recurrent(DEEP, key=key))(keys)
+
+    def run(module, xs):
+        return module(xs, inference=True)[1]
+
+    ys = eqx.filter_vmap(run, in_axes=(eqx.if_array(0), None))(many, XS[0])
+    second = interop.equinox.Recurrent(DEEP, key=keys[1])
+    assert_close(ys[1], run(second, XS[0]), CLOSE)

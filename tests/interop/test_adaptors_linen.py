@@ -187,6 +187,11 @@ def test_keys_of_the_older_kind():
             "learns its initial state",
             lambda: scanned().initialize_carry(B, H, jb.learned_state(CELLS["gru"])),
         ),
+        (
+            TypeError,
+            r"initialize_carry\(B, H, cell\)",
+            lambda: scanned(cell=jb.lstm).init(KEY, np.zeros((B, H)), (INS, RESETS)),
+        ),
         (ValueError, "initialize_carry", lambda: scanned().init(KEY, (), (INS, RESETS))),
     ],
 )
@@ -254,3 +259,45 @@ def test_scanned_rnn_of_any_cell(cell):
         carry, y = run(variables, carry, (INS[t : t + 1], RESETS[t : t + 1].astype(float)))
         assert_close(y[0], ys[t], CLOSE)
     assert_close(carry, last, CLOSE)
+
+
+class Actor(nn.Module):
+    """A network as users of `ScannedRNN` have it."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        ins, resets = x
+        carry, ys = interop.linen.ScannedRNN()(carry, (nn.Dense(H)(ins), resets))
+        return carry, nn.Dense(2)(ys)
+
+
+@pytest.mark.slow
+def test_transformations_of_linen_and_of_jax():
+    with standard():
+        actor = Actor()
+        carry = interop.linen.ScannedRNN.initialize_carry(B, H)
+        keys = jax.random.split(jax.random.PRNGKey(0), 3)
+        seeds = jax.vmap(lambda key: actor.init(key, carry, (INS, RESETS)))(keys)
+        run = jax.jit(jax.vmap(lambda v: actor.apply(v, carry, (INS, RESETS))[1]))
+        one = jax.tree.map(lambda a: a[1], seeds)
+        assert_close(run(seeds)[1], actor.apply(one, carry, (INS, RESETS))[1], CLOSE)
+
+    layer = recurrent("gru")
+    every = nn.vmap(
+        interop.linen.Recurrent,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=None,
+        axis_size=3,
+    )(CELLS["gru"])
+    variables = every.init(KEY, XS)
+    second = jax.tree.map(lambda a: a[1], variables)
+    assert_close(every.apply(variables, XS)[1], layer.apply(second, XS), CLOSE)
+    again = nn.remat(interop.linen.Recurrent)(CELLS["gru"])
+
+    def gradient(module):
+        return jax.grad(lambda v: jnp.sum(module.apply(v, XS) ** 2))(second)
+
+    assert_close(gradient(again), gradient(layer), CLOSE)
+    assert layer.clone(reverse=True).layer == layer.layer
+    assert "gru(input_size=3, hidden_size=4)" in repr(layer)

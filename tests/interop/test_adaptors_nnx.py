@@ -222,6 +222,11 @@ def test_state_can_be_carried_on():
         (ValueError, r"unroll=2.*algorithm=jb.bptt", lambda: module(CELLS["gru"], unroll=2)),
         (ValueError, "state_axes", lambda: module(CELLS["gru"], state_axes={})),
         (ValueError, "variational", lambda: module(CELLS["gru"], broadcast_rngs="dropout")),
+        (
+            ValueError,
+            "draws masks.*dropout=1",
+            lambda: interop.nnx.Recurrent(DEEP, rngs=nnx.Rngs(params=0)),
+        ),
         (TypeError, r"nnx.Rngs\(0\)", lambda: interop.nnx.Recurrent(CELLS["gru"], rngs=0)),
         (TypeError, "jb.Cell or a jb.Layer", lambda: module(their_rnn("gru"))),
         (ValueError, "layer inside", lambda: module(jb.batch_major(jb.layer(CELLS["gru"])))),
@@ -243,3 +248,24 @@ def test_state_can_be_carried_on():
 def test_what_cannot_be_had_is_refused(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.slow
+def test_transformations_of_nnx():
+    many = nnx.vmap(lambda rngs: interop.nnx.Recurrent(CELLS["gru"], rngs=rngs))(
+        nnx.Rngs(0).split(3)
+    )
+    ys = nnx.vmap(lambda layer, xs: layer(xs), in_axes=(0, None))(many, XS)
+    second = module(CELLS["gru"])
+    second.set_params(jax.tree.map(lambda a: a[1], many.get_params()))
+    assert_close(ys[1], second(XS), CLOSE)
+    assert_close(nnx.remat(lambda layer, xs: layer(xs))(second, XS), second(XS), CLOSE)
+
+    trained = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("w_x")))
+    before = second.get_params()
+    optimizer = nnx.Optimizer(second, optax.sgd(0.1), wrt=trained)
+    with standard():
+        grads = nnx.grad(squared, argnums=nnx.DiffState(0, trained))(second, XS)
+        optimizer.update(second, grads)
+    after = second.get_params()
+    assert np.all(after.w_x == before.w_x) and np.all(after.w_s != before.w_s)

@@ -1,7 +1,8 @@
 """A layer of this library as a module of Equinox."""
 
-# Equinox is an extra, so that it may be absent where types are checked.
-# pyright: reportMissingImports=false
+# Equinox is an extra, so that it may be absent where types are checked; pyright then takes
+# jax_bptt/interop/equinox.py for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from typing import Any
 

@@ -16,7 +16,7 @@ from jax import Array
 from jax_bptt.algorithms.unroll import unroll as run_cell
 from jax_bptt.cells.gru import gru
 from jax_bptt.core import jaxprs
-from jax_bptt.core.checks import kind_of, require
+from jax_bptt.core.checks import kind_of, require, same_structure
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.interop.adaptors import sequences
 from jax_bptt.layers.layer import Layer
@@ -42,6 +42,10 @@ class _Held:
 
     value: Any
 
+    def __repr__(self) -> str:
+        """Return how the value itself is shown."""
+        return repr(self.value)
+
 
 class Recurrent(nn.Module):
     """A cell or layer of this library in place of `nn.RNN`.
@@ -56,6 +60,9 @@ class Recurrent(nn.Module):
       stream `dropout`, as `nn.Dropout` does.
     - `resets` says where a new sequence begins.
     - Settings of `nn.scan` other than its defaults are refused.
+
+    A module of one's own holds a `Recurrent` in a field, as it would an `nn.RNN`, not a bare layer:
+    linen copies the tuples that it finds in fields, and a copy does not know what it is made of.
 
     Attributes:
       layer: a `jb.Cell`, or a `jb.Layer` such as a `jb.stack`.
@@ -252,6 +259,10 @@ class ScannedRNN(nn.Module):
         require(len(leaves) > 0, f"{_SCANNED}: carry holds no array. Pass initialize_carry(B, H).")
         cell = _sized(self.cell.value, jnp.shape(ins)[-1], jnp.shape(leaves[0])[-1])
         params = _params(self, _SCANNED, cell)
+        batch = jnp.shape(resets)[1:]
+        expected = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
+        way_out = "Make it with the cell: initialize_carry(B, H, cell)."
+        same_structure(_SCANNED, "carry", carry, expected, "the state of this cell", way_out)
         return run_cell(
             cell,
             params,

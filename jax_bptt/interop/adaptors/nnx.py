@@ -5,8 +5,8 @@
 
 from typing import Any
 
+import flax.nnx as nnx
 import jax
-from flax import nnx
 from jax import Array
 
 from jax_bptt.core.checks import require, same_structure
@@ -69,7 +69,7 @@ class Recurrent(nnx.Module):
 
         Raises:
           TypeError: `layer` is no cell or layer, or `rngs` no `nnx.Rngs`.
-          ValueError: an argument of `nnx.RNN` that has no meaning here.
+          ValueError: an argument of `nnx.RNN` that has no meaning here, or no stream for masks.
 
         Example:
           >>> import jax.numpy as jnp, jax_bptt as jb
@@ -94,7 +94,7 @@ class Recurrent(nnx.Module):
         drawn = self.layer.init(sequences.typed(rngs.params()))
         self.params = nnx.data(jax.tree.map(nnx.Param, drawn))
         random = sequences.draws_masks(self.layer)
-        self.rngs = nnx.data(rngs.dropout.fork() if random else None)
+        self.rngs = nnx.data(_dropout(rngs).fork() if random else None)
 
     def __call__(
         self,
@@ -203,7 +203,7 @@ class Recurrent(nnx.Module):
         if isinstance(rngs, Array):
             return sequences.typed(rngs)
         if isinstance(rngs, nnx.Rngs):
-            rngs = rngs.dropout
+            rngs = _dropout(rngs)
         if rngs is None or rngs.tag == "carry":
             rngs = self.rngs
         return rngs()
@@ -211,6 +211,16 @@ class Recurrent(nnx.Module):
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
+
+
+def _dropout(rngs: Any) -> Any:
+    """Return the stream of an `nnx.Rngs` that masks are drawn from."""
+    require(
+        "dropout" in rngs or "default" in rngs,
+        f"{_NAME}: this layer draws masks, and rngs has no stream for them. Pass "
+        "nnx.Rngs(params=0, dropout=1), or nnx.Rngs(0) for all.",
+    )
+    return rngs.dropout
 
 
 def _refuse(unroll: int, state_axes: Any, broadcast_rngs: Any) -> None:
