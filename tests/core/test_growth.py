@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from tests.registry import CELLS, assert_close, each_cell, problem, run, slow_unless
+from tests.registry import CELLS, KINDS, assert_close, problem, run, slow_unless
 
 T, B, H = 4, 2, 3
 SIZES: Any = dict(input_size=H, hidden_size=H)
@@ -21,12 +21,16 @@ XS = np.random.default_rng(0).normal(size=(T, B, H))
 SMAPS = Path("/proc/self/smaps_rollup")
 
 
+# tests/cells/test_cells.py looks at the buffers of all of them in the quick run.
+DONATED = {*KINDS, "slstm", "learned_state", "multi_head", "weight_norm"}
+
+
 def fresh(name):
     params = CELLS[name].cell.init(jax.random.key(0))
     return params, CELLS[name].cell.initial_state(params, (B,))
 
 
-@each_cell
+@pytest.mark.parametrize("name", [slow_unless(name in DONATED, name) for name in CELLS])
 def test_params_and_state_are_donated_in_one_call(name):
     """Which JAX refuses where two leaves share a buffer."""
     given = fresh(name)
@@ -36,9 +40,7 @@ def test_params_and_state_are_donated_in_one_call(name):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
-@pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm", "learned_state"), name) for name in CELLS]
-)
+@pytest.mark.parametrize("name", [slow_unless(name == "learned_state", name) for name in CELLS])
 def test_a_run_may_have_the_buffers_of_params_and_state(name):
     xs = jax.tree.map(lambda a: a[:T, :B], problem(name).xs)
 
@@ -158,10 +160,12 @@ def repeat(call, times):
         jax.block_until_ready(call())
 
 
-each_call = pytest.mark.parametrize("name", CALLS)
+# Each function of the library, and layers that do not run just another's code.
+FEW = {"unroll", "grad", "bptt_gradients", "step", "made_anew", "bidirectional", "stack", "zoneout"}
+FEW |= {"dropout", "recurrent_dropout"}
 
 
-@each_call
+@pytest.mark.parametrize("name", [slow_unless(name in FEW, name) for name in CALLS])
 def test_a_second_call_compiles_nothing_and_leaves_nothing(name):
     call = CALLS[name]
     repeat(call, 2)
@@ -193,12 +197,16 @@ def test_the_counts_can_grow():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SMAPS.exists(), reason="memory is read from Linux's /proc")
-@each_call
+@pytest.mark.parametrize("name", CALLS)
 def test_calls_without_end_take_no_memory(name):
     call = CALLS[name]
-    repeat(call, 300)
-    objects, memory = held(), private_memory()
-    repeat(call, 500)
+    repeat(call, 200)
+    objects, memory = held(), [private_memory()]
+    for _ in range(5):
+        repeat(call, 100)
+        gc.collect()
+        memory.append(private_memory())
     grown = held()
     assert grown[0] == objects[0] and grown[1] - objects[1] < 50
-    assert private_memory() - memory < 500 * 1024, "a kibibyte a call"
+    # The allocator takes some now and then; a leak is there each time.
+    assert np.median(np.diff(memory)) < 100 * 512, "half a kibibyte a call"

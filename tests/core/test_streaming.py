@@ -121,14 +121,18 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda a: (a.shape, reference.is_inexact(a)), tree)
 
 
+# Without a key, and where there is no kernel, these run what another runs.
+ALIKE = {"dropout", "recurrent_dropout_per_step", "fused"}
+
+
 def few() -> set[tuple[str, str, str]]:
-    """Choose rows until every kind of cell, every layer and every algorithm is there."""
-    used: collections.Counter[str] = collections.Counter()
+    """Choose rows until every layer and every algorithm is there, the kinds of cells first."""
+    used: collections.Counter[str] = collections.Counter(dict.fromkeys(ALIKE, len(CELLS)))
     rows = set()
     for name in dict.fromkeys([*KINDS, *CELLS]):
         fitting = [(y, a) for y, a in itertools.product(LAYERS, STREAMED) if fits(name, y, a)]
         best = min(fitting, key=lambda pair: (used[pair[0]] + used[pair[1]], used[pair[0]]))
-        if name in KINDS or not all(used[each] for each in best):
+        if not all(used[each] for each in best):
             rows.add((name, *best))
         used.update(best)
     return rows
@@ -251,7 +255,6 @@ def test_steps_are_the_sequence(name):
     assert_close(streamed, runs[1](given, None, cotangents), EXACT)
 
 
-def test_the_quick_run_has_every_kind_layer_and_algorithm():
-    columns = map(set, zip(*QUICK, strict=True))
-    for column, values in zip(columns, (KINDS, LAYERS, STREAMED), strict=True):
-        assert column >= set(values)
+def test_the_quick_run_has_every_layer_and_algorithm():
+    _, layers, algorithms = map(set, zip(*QUICK, strict=True))
+    assert layers | algorithms == (LAYERS.keys() | STREAMED.keys()) - ALIKE
