@@ -32,6 +32,7 @@ from jax_bptt.cells.ugrnn import ugrnn
 from jax_bptt.cells.with_states import with_states
 from jax_bptt.cells.wrappers import embedding
 from jax_bptt.core.types import Cell, GatedStep
+from jax_bptt.core.values import as_value
 from jax_bptt.testing import fuzz_equations as equations
 from jax_bptt.testing.fuzz_equations import Equations
 
@@ -256,22 +257,17 @@ def _zeros(dtype: Any, *shapes: tuple[int, ...]) -> Callable:
     return lambda key: CountedWeights(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
-def _counted(rng: Generator, dtype: Any) -> Drawn:
-    """A state that moves the less the more steps there have been; a gated step or a plain one."""
+@as_value
+def counted(*, gated: bool, any_batch: bool, dtype: Any) -> Cell:
+    """Return a cell whose state moves the less the more steps there have been."""
 
     def pointwise(w, state, drive, feedback):
         pace = 1 / (1 + state.steps.astype(drive.dtype))
         s = state.s + pace[..., None] * (jnp.tanh(drive + feedback) - state.s)
         return Counted(s, state.steps + 1)
 
-    def naive(p, state, x, h):
-        pace = 1 / (1.0 + state.steps[..., None])
-        moved = np.tanh(x @ p.w_x + h @ p.w_s)
-        return Counted(pace * moved + (1 - pace) * state.s, state.steps + 1)
-
-    gated = chance(rng, 0.5)
     step = GatedStep(lambda w, state: state.s @ w.w_s, pointwise)
-    cell = from_step(
+    return from_step(
         step if gated else lambda w, state, drive: step(w, state, drive),
         init=_zeros(dtype, (3, 3), (2, 3)),
         initial_state=lambda w, batch: Counted(
@@ -280,24 +276,31 @@ def _counted(rng: Generator, dtype: Any) -> Drawn:
         input_shape=(2,),
         project=lambda w, x: x @ w.w_x,
         readout=lambda w, state: state.s,
-        any_batch=chance(rng, 0.5),
+        any_batch=any_batch,
     )
+
+
+def _counted(rng: Generator, dtype: Any) -> Drawn:
+    def naive(p, state, x, h):
+        pace = 1 / (1.0 + state.steps[..., None])
+        moved = np.tanh(x @ p.w_x + h @ p.w_s)
+        return Counted(pace * moved + (1 - pace) * state.s, state.steps + 1)
+
+    gated = chance(rng, 0.5)
+    cell = counted(gated=gated, any_batch=chance(rng, 0.5), dtype=dtype)
     own = Equations(naive, lambda s: s.s, lambda p, s: s.s)
     return Drawn(cell, own, Traits(gated=gated, square=False), None)
 
 
-def _two_speeds(rng: Generator, dtype: Any) -> Drawn:
-    """A plain step over dicts, one leaf of which has no units, with two outputs."""
+@as_value
+def two_speeds(*, any_batch: bool, dtype: Any) -> Cell:
+    """Return a cell with a plain step over dicts, one leaf of which has no units."""
 
     def step(w, state, x):
         fast = jnp.tanh(state["fast"] @ w.w_s + x @ w.w_x + state["slow"][..., None])
         return {"fast": fast, "slow": 0.5 * state["slow"] + (fast * fast).sum(-1)}
 
-    def naive(p, state, x, h):
-        fast = np.tanh(h @ p.w_s + x @ p.w_x + state["slow"][..., None])
-        return {"fast": fast, "slow": 0.5 * state["slow"] + (fast**2).sum(-1)}
-
-    cell = from_step(
+    return from_step(
         step,
         init=_zeros(dtype, (2, 2), (2, 2)),
         initial_state=lambda w, batch: {
@@ -305,7 +308,15 @@ def _two_speeds(rng: Generator, dtype: Any) -> Drawn:
             "slow": jnp.zeros(batch, dtype),
         },
         input_shape=(2,),
-        any_batch=chance(rng, 0.5),
+        any_batch=any_batch,
     )
+
+
+def _two_speeds(rng: Generator, dtype: Any) -> Drawn:
+    def naive(p, state, x, h):
+        fast = np.tanh(h @ p.w_s + x @ p.w_x + state["slow"][..., None])
+        return {"fast": fast, "slow": 0.5 * state["slow"] + (fast**2).sum(-1)}
+
+    cell = two_speeds(any_batch=chance(rng, 0.5), dtype=dtype)
     own = Equations(naive, lambda s: s["fast"], lambda p, s: s)
     return Drawn(cell, own, Traits(gated=False, square=False), None)

@@ -191,7 +191,7 @@ def _draw_case(composition: Composition, rng: Generator, params: PyTree, key: An
     )
     tangents = jax.tree.map(lambda a: _noise(rng, a, dtype), point)
     if composition.way in SECOND:
-        tangents = jax.tree.map(lambda a: NEARBY * a, tangents)
+        tangents = jax.tree.map(lambda a: np.asarray(NEARBY * a), tangents)
     clean = Given(point, options, key, cotangents, tangents)
     if "nan" not in names:
         return Case(clean, clean, naive)
@@ -206,7 +206,7 @@ def _drawn(rng: Generator, specs: PyTree) -> PyTree:
     def leaf(spec):
         if not trees.is_inexact(spec):
             return np.ones(spec.shape, spec.dtype)
-        return 0.7 * _noise(rng, spec, spec.dtype)
+        return np.asarray(0.7 * _noise(rng, spec, spec.dtype), spec.dtype)
 
     def positive(state):
         # What an sLSTM divides by has grown from one.
@@ -223,8 +223,8 @@ def _noise(rng: Generator, like: Any, dtype: Any) -> Any:
     numbers = rng.normal(size=like.shape)
     if jnp.issubdtype(like.dtype, jnp.complexfloating):
         numbers = numbers + 1j * rng.normal(size=like.shape)
-        return numbers.astype(np.complex64 if jnp.finfo(dtype).bits == 32 else np.complex128)
-    return numbers.astype(jnp.finfo(dtype).dtype)
+        return np.asarray(numbers, np.complex64 if jnp.finfo(dtype).bits == 32 else np.complex128)
+    return np.asarray(numbers, jnp.finfo(dtype).dtype)
 
 
 def _inputs(rng: Generator, spec: Any, leading: tuple[int, ...], dtype: Any) -> np.ndarray:

