@@ -125,6 +125,7 @@ def test_two_updates_and_bytes():
     assert_close(serialization.from_bytes(blank, stream.getvalue()), variables, 0)
 
 
+@pytest.mark.slow
 def test_within_bidirectional():
     params = [random_params(CELLS["lstm"], seed) for seed in (0, 1)]
     both = nn.Bidirectional(recurrent("lstm"), recurrent("lstm"))

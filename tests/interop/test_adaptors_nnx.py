@@ -62,6 +62,7 @@ def test_is_nnx_rnn(case):
     assert_same_layer(case, maps(interop.nnx), run_ours, run_theirs)
 
 
+@pytest.mark.slow
 def test_settings_of_the_constructor_are_defaults_of_the_call():
     params = drawn("gru")
     xs = jnp.swapaxes(XS, 0, 1)
@@ -209,6 +210,7 @@ def test_inputs_with_any_axes_of_features():
     assert jax.eval_shape(module(CELLS["gru"]), np.ones((T, I))).shape == (T, H)
 
 
+@pytest.mark.slow
 def test_state_can_be_carried_on():
     layer = module(CELLS["lstm"], return_carry=True)
     carry, first = layer(XS[:, :2], initial_carry=layer.initialize_carry((B, I)))
