@@ -76,10 +76,10 @@ from jax_bptt.cells.ugrnn import ugrnn
 from jax_bptt.cells.weight_noise import weight_noise
 from jax_bptt.cells.with_states import with_states
 from jax_bptt.cells.wrappers import EmbeddingParams, embedding, mixed_precision
-from jax_bptt.core.exporting import register_all as _register_all
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep
 from jax_bptt.diagnostics.contributions import contributions
 from jax_bptt.diagnostics.state_gradients import state_gradients
+from jax_bptt.interop.exporting import register_all as _register_all
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout
 from jax_bptt.layers.layer import Directions, Layer, bidirectional, layer

@@ -3,8 +3,8 @@
 import jax
 
 from jax_bptt.algorithms import argument_checks
+from jax_bptt.algorithms.tree_checks import as_arrays
 from jax_bptt.algorithms.unroll import unroll
-from jax_bptt.core.checks import as_arrays
 from jax_bptt.core.types import Cell, PyTree
 
 

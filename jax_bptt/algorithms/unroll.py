@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_bptt.algorithms import argument_checks, option_checks
+from jax_bptt.algorithms import argument_checks, option_checks, tree_checks
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.default import default
 from jax_bptt.core import checks, derivative, devices, sequence, tracing, trees
@@ -148,8 +148,8 @@ def bptt_gradients(
     )
     reverse = option_checks.direction(name, reverse)
     given = checked(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
-    d_ys = checks.as_arrays(name, "d_ys", d_ys)
-    d_last_state = checks.as_arrays(name, "d_last_state", d_last_state)
+    d_ys = tree_checks.as_arrays(name, "d_ys", d_ys)
+    d_last_state = tree_checks.as_arrays(name, "d_last_state", d_last_state)
     gradients = compiled_once(_gradients, cell, algorithm, reverse)
     return gradients(given, d_ys, d_last_state)
 

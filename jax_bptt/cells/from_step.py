@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.cells.batches import couples_batch
 from jax_bptt.core.checks import is_integer, require, shown
-from jax_bptt.core.tracing import couples_batch
 from jax_bptt.core.types import Cell, PyTree, identity
 from jax_bptt.core.values import as_value
 

@@ -20,14 +20,6 @@ _CALLED = {
 """Equations that run a function of their own, and where they have it."""
 
 
-_ALONG = {
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), ("axis",)),
-    "sort": ("dimension",),
-    "rev": ("dimensions",),
-}
-"""Equations that couple entries along an axis and keep its length, and where they say which."""
-
-
 def called(eqn: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
     """Return the function that an equation runs as (jaxpr, its constants), or None."""
     if eqn.primitive.name not in _CALLED:
@@ -64,43 +56,6 @@ def contains(jaxpr: Jaxpr, name: str) -> bool:
         ):
             return True
     return False
-
-
-def couples(jaxpr: Jaxpr, size: int) -> str | None:
-    """Return the operation that couples entries of the axis of length `size`, or None.
-
-    Args:
-      jaxpr: of a function.
-      size: length of the axis, a prime that divides the length of no other.
-    """
-
-    def has(atom):
-        return any(length % size == 0 for length in getattr(atom.aval, "shape", ()) if length)
-
-    for eqn in live(jaxpr):
-        if not any(map(has, eqn.invars)):
-            continue
-        inner = called(eqn)
-        found = None if inner is None else couples(inner[0], size)
-        if found is not None:
-            return found
-        axes = [eqn.params[name] for name in _ALONG.get(eqn.primitive.name, ())]
-        if eqn.primitive.name == "dot_general":
-            axes = [eqn.params["dimension_numbers"][0][0]]
-        shape = eqn.invars[0].aval.shape
-        along = any(shape[axis] % size == 0 for axis in jax.tree.leaves(axes))
-        if along or not all(map(has, eqn.outvars)):
-            return eqn.primitive.name
-    return None
-
-
-def is_affine(fun: Callable[[PyTree], PyTree], at: PyTree) -> bool:
-    """Return whether the derivative of `fun` reads nothing of where it is taken."""
-
-    def derivative(at, tangent):
-        return jax.jvp(fun, (at,), (tangent,))[1]
-
-    return not any(jax.tree.leaves(used_leaves(derivative, at, at)[0]))
 
 
 def _variables(atoms: Sequence[Any]) -> Iterator[Any]:

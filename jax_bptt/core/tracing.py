@@ -9,13 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer, eval_jaxpr
 
-from jax_bptt.core import jaxprs, trees
+from jax_bptt.core import jaxprs
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
-
-_PRIME = 7919
 
 
 class Traced(NamedTuple):
@@ -57,37 +54,6 @@ def trace(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Traced:
         effects=any(closed.jaxpr.effects for closed in every),
         reverse_only=any(jaxprs.contains(c.jaxpr, "custom_vjp_call") for c in every),
     )
-
-
-def couples_batch(cell: Cell) -> str | None:
-    """Return the operation by which a function of `cell` couples entries of a batch, or None.
-
-    Each function is traced, not run, for a batch of a prime size that no other axis has. An
-    operation that takes this axis and does not hand it on, or works along it, couples.
-    """
-
-    def begin():
-        params = cell.init(jax.random.key(0))
-        return cell.prepare(params), cell.initial_state(params, (_PRIME,))
-
-    weights, state = jax.eval_shape(begin)
-    inexact = [w.dtype for w in jax.tree.leaves((weights, state)) if trees.is_inexact(w)]
-
-    def one(spec):
-        # Of a floating dtype only the kind is said: any cell takes its own.
-        own = jnp.finfo(inexact[0]).dtype if inexact else spec.dtype
-        dtype = own if jnp.issubdtype(spec.dtype, jnp.floating) else spec.dtype
-        return jax.ShapeDtypeStruct((_PRIME, *spec.shape), dtype)
-
-    x = jax.tree.map(one, cell.input_spec)
-    project, drive = jax.make_jaxpr(cell.project, return_shape=True)(weights, x)
-    step = jax.make_jaxpr(cell.step)(weights, state, drive)
-    readout = jax.make_jaxpr(cell.readout)(weights, state)
-    for name, closed in (("project", project), ("step", step), ("readout", readout)):
-        found = jaxprs.couples(closed.jaxpr, _PRIME)
-        if found is not None:
-            return f"{name} couples its entries by {found}"
-    return None
 
 
 def hoist(

@@ -110,12 +110,6 @@ def _kept(leaf: Any) -> Any:
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
-class _Same(NamedTuple):
-    """A leaf that cannot be hashed, such as a JAX array: only itself is equal to it."""
-
-    identity: int
-
-
 def _comparable(tree: Any) -> tuple[Any, ...]:
     """Return what is equal, and hashes alike, for equal arguments."""
 
@@ -124,8 +118,8 @@ def _comparable(tree: Any) -> tuple[Any, ...]:
             return np.ndarray, leaf.dtype, leaf.shape, leaf.tobytes()
         try:
             hash(leaf)
-        except TypeError:
-            return _Same(id(leaf))
+        except TypeError:  # such as a JAX array: only itself is equal to it
+            return id, id(leaf)
         return type(leaf), leaf
 
     leaves, structure = jax.tree.flatten(tree)
@@ -137,10 +131,6 @@ class _Name(NamedTuple):
 
     module: str
     name: str
-
-    def find(self) -> Any:
-        """Return the object."""
-        return functools.reduce(getattr, self.name.split("."), importlib.import_module(self.module))
 
 
 def _by_name(leaf: Any) -> Any:
@@ -156,7 +146,9 @@ def _by_name(leaf: Any) -> Any:
 
 def _call(constructor: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def leaf(leaf):
-        return leaf.find() if isinstance(leaf, _Name) else leaf
+        if not isinstance(leaf, _Name):
+            return leaf
+        return functools.reduce(getattr, leaf.name.split("."), importlib.import_module(leaf.module))
 
     args, kwargs = jax.tree.map(leaf, (args, kwargs), is_leaf=lambda a: isinstance(a, _Name))
     return constructor(*args, **kwargs)

@@ -2,9 +2,9 @@
 
 from jax.typing import ArrayLike
 
-from jax_bptt.algorithms import option_checks
+from jax_bptt.algorithms import option_checks, tree_checks
 from jax_bptt.algorithms.unroll import Arguments, begin, checked, compiled_once, cotangents
-from jax_bptt.core import checks, devices, sequence
+from jax_bptt.core import devices, sequence
 from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
 from jax_bptt.core.linearize import linearize
 from jax_bptt.core.reverse import readout_gradient, reverse_scan
@@ -66,8 +66,8 @@ def state_gradients(
     name = "state_gradients"
     reverse = option_checks.direction(name, reverse)
     given = checked(name, cell, (params, xs, state), Options(lengths, resets, mask, reset_state))
-    d_ys = checks.as_arrays(name, "d_ys", d_ys)
-    d_last_state = checks.as_arrays(name, "d_last_state", d_last_state)
+    d_ys = tree_checks.as_arrays(name, "d_ys", d_ys)
+    d_last_state = tree_checks.as_arrays(name, "d_last_state", d_last_state)
     return compiled_once(_state_gradients, cell, reverse)(given, d_ys, d_last_state)
 
 

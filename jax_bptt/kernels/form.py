@@ -79,7 +79,7 @@ def normal_form(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Form 
         gates = step.mix(weights, jax.tree.unflatten(structure, filled))
         return stack_gates(gates, 0).astype(jnp.float32)
 
-    if not jaxprs.is_affine(feedback, zeros[recurrent]):
+    if not _is_affine(feedback, zeros[recurrent]):
         return "its mix is not affine in the state, where kernels take a product with a matrix"
     units = size // step.heads
     rows = jnp.tile(jnp.eye(units, dtype=jnp.float32), (1, step.heads))
@@ -98,6 +98,15 @@ def normal_form(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> Form 
     return Form(
         tiled, matrix.astype(dtype), bias, recurrent, tuple(u for r in unit_rows for u in r)
     )
+
+
+def _is_affine(fun: Any, at: Array) -> bool:
+    """Return whether the derivative of `fun` reads nothing of where it is taken."""
+
+    def derivative(at, tangent):
+        return jax.jvp(fun, (at,), (tangent,))[1]
+
+    return not any(jax.tree.leaves(jaxprs.used_leaves(derivative, at, at)[0]))
 
 
 def _of_one(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:

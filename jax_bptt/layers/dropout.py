@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.algorithms import argument_checks, option_checks
+from jax_bptt.algorithms.tree_checks import as_arrays
 from jax_bptt.core import sequence
-from jax_bptt.core.checks import as_arrays, kind_of, require
+from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
 from jax_bptt.core.values import as_value
 from jax_bptt.layers.layer import Layer

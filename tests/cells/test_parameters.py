@@ -75,6 +75,7 @@ def test_decay_of_all_but_biases():
     assert biases[0].b is True and biases[1].b_n is True and biases[0].w_s is False
     optimiser = optax.adamw(0.1, weight_decay=0.5, mask=jax.tree.map(lambda b: not b, biases))
     zeros = jax.tree.map(jnp.zeros_like, params)
+    updates: Any
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimiser.update(zeros, optimiser.init(params), params)
     assert (updates[0].b == 0).all() and (updates[0].w_s != 0).all()

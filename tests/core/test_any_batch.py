@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.core.tracing import couples_batch
+from jax_bptt.cells.batches import couples_batch
 from tests.core.messages import check
 from tests.registry import CELLS, assert_close
 

@@ -51,7 +51,8 @@ def test_against_perturbed_states(name):
     run = functools.partial(jb.state_gradients, registry.CELLS[name].cell)
     got = jax.jit(run)(p.params, p.xs, p.state, d_ys, d_last_state)
     with jax.numpy_dtype_promotion("standard"):
-        want = by_perturbation(name, *map(_arrays, p[:3]), p.cotangents)
+        params, xs, state = map(_arrays, p[:3])
+        want = by_perturbation(name, params, xs, state, p.cotangents)
     registry.assert_close(got, want, TOLERANCE)
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import Array
 
+from jax_bptt.algorithms.tree_checks import same_structure
 from jax_bptt.algorithms.unroll import unroll as run_cell
 from jax_bptt.cells.gru import gru
 from jax_bptt.core import jaxprs
-from jax_bptt.core.checks import kind_of, require, same_structure
+from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.interop.adaptors import sequences
 from jax_bptt.layers.layer import Layer

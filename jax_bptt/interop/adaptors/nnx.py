@@ -9,7 +9,8 @@ import flax.nnx as nnx
 import jax
 from jax import Array
 
-from jax_bptt.core.checks import require, same_structure
+from jax_bptt.algorithms.tree_checks import same_structure
+from jax_bptt.core.checks import require
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 from jax_bptt.interop.adaptors import sequences
 from jax_bptt.layers.layer import Layer

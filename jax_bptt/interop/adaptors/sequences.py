@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.algorithms import option_checks
+from jax_bptt.algorithms.tree_checks import as_arrays, same_structure
 from jax_bptt.core import sequence
-from jax_bptt.core.checks import as_arrays, kind_of, require, same_structure
+from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout
