@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from jax_bptt.algorithms import option_checks
+from jax_bptt.algorithms.tree_checks import as_arrays
 from jax_bptt.algorithms.unroll import unroll
 from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, prng_key, require, shown
@@ -77,15 +77,11 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
 
     def apply(params, xs, state=None, *, key=None, resets=None, **options):
         option_checks.named("layer", options)
-        return unroll(
-            cell,
-            params,
-            xs,
-            state,
-            resets=directed_resets(resets, reverse),
-            reverse=reverse,
-            **options,
-        )
+        if reverse and resets is not None:
+            xs = as_arrays("layer", "xs", xs)
+            given = sequence.Options(options.get("lengths"), resets)
+            resets = turned_resets(option_checks.stateless("layer", xs, given)).resets
+        return unroll(cell, params, xs, state, resets=resets, reverse=reverse, **options)
 
     return Layer(cell.init, cell.initial_state, apply)
 
@@ -172,8 +168,7 @@ def _turned(layer: Layer) -> Layer:
     def apply(params, xs, state=None, *, lengths=None, resets=None, mask=None, **options):
         xs = jax.tree.map(jnp.asarray, xs)
         given = sequence.Options(lengths, resets, mask)
-        given = option_checks.stateless("bidirectional", xs, given)
-        given = given._replace(resets=directed_resets(given.resets, True))
+        given = turned_resets(option_checks.stateless("bidirectional", xs, given))
         xs, controls, valid = sequence.arrange(xs, given, reverse=True)
         # Padding comes first now: the state is held through it, and its outputs are no outputs.
         last_state, ys = layer.apply(
@@ -184,12 +179,19 @@ def _turned(layer: Layer) -> Layer:
     return layer._replace(apply=apply)
 
 
-def directed_resets(resets: Any, reverse: bool) -> Array | None:
-    """Return the resets for time as it is run: in reverse, at the last step before a new start."""
-    if resets is None or not reverse:
-        return resets
-    resets = jnp.asarray(resets)
-    return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+def turned_resets(given: sequence.Options) -> sequence.Options:
+    """Return checked options with the resets for time as it is run in reverse.
+
+    Where a sequence begins at t, the state starts again at the last step before it, t - 1. What
+    would begin in the padding begins nothing.
+    """
+    lengths, resets, *_ = given
+    if resets is None:
+        return given
+    if lengths is not None:
+        times = jnp.arange(resets.shape[0]).reshape(-1, *[1] * lengths.ndim)
+        resets = resets & (times < lengths[None])
+    return given._replace(resets=jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])]))
 
 
 def check_cell(function: str, cell: Any, name: str = "cell") -> None:

@@ -75,6 +75,18 @@ def test_cells_and_layers_alike():
     assert_close(got, want, 1e-12)
 
 
+@pytest.mark.parametrize(
+    "layer", [jb.layer(GRU, reverse=True), jb.bidirectional(jb.layer(GRU), jb.layer(GRU))]
+)
+def test_a_reset_in_the_padding_begins_nothing(layer):
+    params, xs, state = problem(layer)
+    lengths, resets = jnp.full(B, 2), jnp.zeros((T, B), bool)
+    want = layer.apply(params, xs, state, lengths=lengths)
+    for t in range(2, T):
+        got = layer.apply(params, xs, state, lengths=lengths, resets=resets.at[t].set(True))
+        assert_close(got, want, 1e-12)
+
+
 def test_the_two_draw_masks_of_their_own():
     both = jb.bidirectional(*[jb.variational_dropout(rate=0.5)] * 2)
     params = both.init(key())

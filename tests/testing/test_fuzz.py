@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jax_bptt.testing import fuzz, fuzz_equations
-from jax_bptt.testing.fuzz_compositions import draw_composition
+from jax_bptt.testing.fuzz import equations, run
+from jax_bptt.testing.fuzz.compositions import draw_composition
 
 SEED = 9
 
@@ -14,35 +14,35 @@ def first_with(*words):
     for number in range(1000):
         composition = draw_composition(np.random.default_rng((SEED, 0, number)))
         if all(word in str(composition) for word in words):
-            return number * fuzz.SHARING
+            return number * run.SHARING
     raise AssertionError(f"there is no {words}")
 
 
 def test_a_few_draws():
-    report = fuzz.fuzz(SEED, range(13 * fuzz.SHARING, 21 * fuzz.SHARING, fuzz.SHARING // 2))
+    report = run.fuzz(SEED, range(13 * run.SHARING, 21 * run.SHARING, run.SHARING // 2))
     assert not report.failures, report
 
 
 @pytest.mark.slow
 def test_more_draws():
-    report = fuzz.fuzz(SEED, range(27 * fuzz.SHARING))
+    report = run.fuzz(SEED, range(27 * run.SHARING))
     assert not report.failures, report
 
 
 def test_a_wrong_equation_is_found_and_the_draw_repeated(monkeypatch, capsys):
     draw = first_with("gru(", "; grad", "T=7", "batch=(2,)")
     command = ["--seed", str(SEED), "--first", str(draw), "--draws", "1"]
-    assert fuzz.main(command) == 0
+    assert run.main(command) == 0
     assert f"1 draws, seed {SEED}, 0 failed" in capsys.readouterr().out
-    monkeypatch.setattr(fuzz_equations, "sigmoid", lambda a: 1 / (1 + np.exp(a)))
-    assert fuzz.main(command) == 1
+    monkeypatch.setattr(equations, "sigmoid", lambda a: 1 / (1 + np.exp(a)))
+    assert run.main(command) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f"draw {draw}: ") and "gru(input_size=" in printed[0]
     assert printed[0].endswith(f"python -m jax_bptt.testing.fuzz {' '.join(command)}")
 
 
 def test_draws_are_repeatable():
-    number = first_with("vmap") // fuzz.SHARING
+    number = first_with("vmap") // run.SHARING
     twice = [str(draw_composition(np.random.default_rng((SEED, 0, number)))) for _ in range(2)]
     assert twice[0] == twice[1]
 
@@ -62,10 +62,10 @@ ONE = {"a": np.ones(2), "n": np.arange(3)}
     ],
 )
 def test_what_is_no_rounding_is_infinitely_wrong(got, where):
-    assert fuzz.worst(got, ONE, np.float64) == (np.inf, where)
+    assert run.worst(got, ONE, np.float64) == (np.inf, where)
 
 
 def test_errors_are_relative():
     off = {"a": np.array([100.0, 1.0]), "b": np.array([1.0])}
     right = {"a": np.array([100.0, 1.5]), "b": np.array([1.0])}
-    assert fuzz.worst(off, right, np.float64) == (0.005, "['a']")
+    assert run.worst(off, right, np.float64) == (0.005, "['a']")

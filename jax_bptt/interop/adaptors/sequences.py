@@ -14,7 +14,7 @@ from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout
-from jax_bptt.layers.layer import Layer, directed_resets
+from jax_bptt.layers.layer import Layer, turned_resets
 from jax_bptt.layers.layer import layer as layer_of
 from jax_bptt.layers.recurrent_dropout import recurrent_dropout, recurrent_dropout_per_step
 from jax_bptt.layers.zoneout import zoneout
@@ -105,8 +105,8 @@ def run(function: str, layer: Layer, params: PyTree, call: Call) -> tuple[PyTree
         carry, ys = layer.apply(params, xs, call.initial_carry, **given, **own)
     else:
         # Padding comes first when time is turned round: the state is held through it.
-        options = sequence.Options(lengths, directed_resets(resets, True))
-        options = option_checks.stateless(function, xs, options)
+        options = option_checks.stateless(function, xs, sequence.Options(lengths, resets))
+        options = turned_resets(options)
         xs, controls, valid = sequence.arrange(xs, options, reverse=True)
         given = {"resets": controls.reset, "mask": controls.advance}
         carry, ys = layer.apply(params, xs, call.initial_carry, **given, **own)

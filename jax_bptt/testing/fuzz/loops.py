@@ -1,6 +1,6 @@
 """Naive loops over time for cells and layers, in NumPy, for `jax_bptt.testing.fuzz`.
 
-As in `fuzz_equations` every array leads with an axis N of copies. All batch axes are one, B. What
+As in `equations` every array leads with an axis N of copies. All batch axes are one, B. What
 the sequence options mean is written out here, step by step and choice by choice.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_bptt.testing.fuzz_equations import Complex, Equations
+from jax_bptt.testing.fuzz.equations import Complex, Equations
 
 PyTree = Any
 

@@ -4,8 +4,8 @@
 
 A draw is a cell or layers of cells, wrapped or not, with sequence options, run by one of the
 algorithms, and differentiated in one of several ways. Values and derivatives, number by number,
-are those of a loop over time that has equations of its own (`fuzz_equations`), whose derivatives
-come from imaginary steps (`fuzz_steps`) and not from JAX. A draw that fails prints a line and the
+are those of a loop over time that has equations of its own (`equations`), whose derivatives
+come from imaginary steps (`imaginary`) and not from JAX. A draw that fails prints a line and the
 command that repeats it alone.
 
 Compilation is what takes the time, so that a few draws in a row share their composition, and with
@@ -26,7 +26,7 @@ import numpy as np
 
 from jax_bptt.core.types import PyTree
 from jax_bptt.testing import numerics
-from jax_bptt.testing.fuzz_compositions import Composition, draw_composition, draw_numbers
+from jax_bptt.testing.fuzz.compositions import Composition, draw_composition, draw_numbers
 from jax_bptt.testing.suite import RAISED
 
 SHARING = 8
@@ -237,7 +237,3 @@ def main(arguments: list[str] | None = None) -> int:
     report = fuzz(given.seed, _progress(range(given.first, given.first + given.draws)))
     print(f"{report}\n{time.perf_counter() - began:.0f} s")
     return 1 if report.failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -33,8 +33,8 @@ from jax_bptt.cells.with_states import with_states
 from jax_bptt.cells.wrappers import embedding
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.core.values import as_value
-from jax_bptt.testing import fuzz_equations as equations
-from jax_bptt.testing.fuzz_equations import Equations
+from jax_bptt.testing.fuzz import equations as equations
+from jax_bptt.testing.fuzz.equations import Equations
 
 Generator = np.random.Generator
 

@@ -12,8 +12,8 @@ from jax_bptt.algorithms.step import step
 from jax_bptt.algorithms.unroll import bptt_gradients
 from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm
-from jax_bptt.testing.fuzz_steps import Point
-from jax_bptt.testing.fuzz_subjects import Subject
+from jax_bptt.testing.fuzz.imaginary import Point
+from jax_bptt.testing.fuzz.subjects import Subject
 from jax_bptt.testing.subject import Outputs
 
 PyTree = Any

@@ -16,9 +16,9 @@ from jax_bptt.layers.layer import Layer, bidirectional, layer
 from jax_bptt.layers.recurrent_dropout import recurrent_dropout, recurrent_dropout_per_step
 from jax_bptt.layers.stack import residual, stack
 from jax_bptt.layers.zoneout import zoneout
-from jax_bptt.testing import fuzz_loops as loops
-from jax_bptt.testing.fuzz_cells import Drawn, Traits, chance, draw_cell, draw_other_cell, pick
-from jax_bptt.testing.fuzz_loops import Loop
+from jax_bptt.testing.fuzz import loops as loops
+from jax_bptt.testing.fuzz.cells import Drawn, Traits, chance, draw_cell, draw_other_cell, pick
+from jax_bptt.testing.fuzz.loops import Loop
 
 Generator = np.random.Generator
 

@@ -14,13 +14,13 @@ from jax_bptt.algorithms.fused import fused
 from jax_bptt.cells.slstm import SLSTMState
 from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm
-from jax_bptt.testing import fuzz_programs as programs
-from jax_bptt.testing import fuzz_steps, numerics
-from jax_bptt.testing.fuzz_cells import chance, pick
-from jax_bptt.testing.fuzz_loops import Flags
-from jax_bptt.testing.fuzz_programs import Given, Program, Setting
-from jax_bptt.testing.fuzz_steps import BATCH_AXIS, Naive, Point, in_batch, in_rows
-from jax_bptt.testing.fuzz_subjects import Subject, draw_subject
+from jax_bptt.testing import numerics
+from jax_bptt.testing.fuzz import imaginary, programs
+from jax_bptt.testing.fuzz.cells import chance, pick
+from jax_bptt.testing.fuzz.imaginary import BATCH_AXIS, Naive, Point, in_batch, in_rows
+from jax_bptt.testing.fuzz.loops import Flags
+from jax_bptt.testing.fuzz.programs import Given, Program, Setting
+from jax_bptt.testing.fuzz.subjects import Subject, draw_subject
 from jax_bptt.testing.subject import Outputs
 
 Generator = np.random.Generator
@@ -180,7 +180,7 @@ def _draw_case(composition: Composition, rng: Generator, params: PyTree, key: An
     blank = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), zeros)
     naive = Naive(subject.loop, flags, key, in_rows(blank, 0, len(batch)))
 
-    outputs = _batched(fuzz_steps.value(naive, _in_rows(point, len(batch))), batch)
+    outputs = _batched(imaginary.value(naive, _in_rows(point, len(batch))), batch)
     cotangents = Outputs(
         *(
             jax.tree.map(lambda a: _noise(rng, a, dtype), getattr(outputs, name))
@@ -307,16 +307,16 @@ def _expected(composition: Composition, case: Case) -> dict[str, PyTree]:
     way = composition.way
     if way in SECOND:
         direction = numerics.leaves(tangents)
-        found = fuzz_steps.second(naive, point, cotangents, direction)
+        found = imaginary.second(naive, point, cotangents, direction)
         return {"second": as_point(numerics.filled(point, found))}
     if way is programs.jvp:
-        outputs = fuzz_steps.value(naive, point)
-        pushed = fuzz_steps.pushforward(naive, point, tangents)
+        outputs = imaginary.value(naive, point)
+        pushed = imaginary.pushforward(naive, point, tangents)
         return {"outputs": _batched(outputs, batch), "tangents": _batched(pushed, batch)}
-    gradient = as_point(fuzz_steps.gradient(naive, point, cotangents))
+    gradient = as_point(imaginary.gradient(naive, point, cotangents))
     if way is programs.by_hand:
         return {"gradient": gradient._replace(start=None)}
     return {
-        "outputs": _batched(fuzz_steps.value(naive, point), batch),
+        "outputs": _batched(imaginary.value(naive, point), batch),
         "gradient": gradient,
     }

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from jax_bptt.testing import numerics
-from jax_bptt.testing.fuzz_equations import Complex
-from jax_bptt.testing.fuzz_loops import Begin, Flags, Loop
+from jax_bptt.testing.fuzz.equations import Complex
+from jax_bptt.testing.fuzz.loops import Begin, Flags, Loop
 from jax_bptt.testing.numerics import Leaves
 from jax_bptt.testing.subject import Outputs
 

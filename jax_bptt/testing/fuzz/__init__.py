@@ -1,0 +1,1 @@
+"""A fuzzer: random compositions of what the library has, against naive loops in NumPy."""
