@@ -31,10 +31,10 @@ def couples_batch(cell: Cell) -> str | None:
         return cell.prepare(params), cell.initial_state(params, (_PRIME,))
 
     weights, state = jax.eval_shape(begin)
-    inexact = [w.dtype for w in jax.tree.leaves((weights, state)) if trees.is_inexact(w)]
+    inexact = [w.dtype for w in jax.tree.leaves((state, weights)) if trees.is_inexact(w)]
 
     def one(spec):
-        # Of a floating dtype only the kind is said: any cell takes its own.
+        # Of a floating dtype only the kind is said: any cell takes that of its carry.
         own = jnp.finfo(inexact[0]).dtype if inexact else spec.dtype
         dtype = own if jnp.issubdtype(spec.dtype, jnp.floating) else spec.dtype
         return jax.ShapeDtypeStruct((_PRIME, *spec.shape), dtype)

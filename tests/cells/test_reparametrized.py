@@ -191,7 +191,7 @@ def test_a_learned_state_has_the_gradient_of_the_starts(resets):
 
 def test_a_learned_state_with_integers_and_narrow_weights():
     counted = jb.from_step(
-        lambda w, s, x: (w * s[0] + x, s[1] + 1),
+        lambda w, s, x: (w.astype(x.dtype) * s[0] + x, s[1] + 1),
         init=lambda key: jnp.ones((), jnp.bfloat16),
         initial_state=lambda w, b: (jnp.full((*b, 3), 2.0, jnp.float32), jnp.ones(b, jnp.int32)),
         input_shape=(3,),
