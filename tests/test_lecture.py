@@ -202,7 +202,7 @@ def test_the_script_prints_the_lecture(capsys, tmp_path):
     [
         pytest.param("--steps 8", 8, marks=pytest.mark.slow),
         pytest.param("--cell gru --steps 40", 30, marks=pytest.mark.slow),
-        ("--cell lstm", 3),
+        pytest.param("--cell lstm", 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_script_prints_a_table_of_norms(options, states, capsys, tmp_path):

@@ -174,6 +174,7 @@ def test_methods_of_an_object_that_cannot_be_hashed():
 LSTM = jb.lstm(input_size=H, hidden_size=4)
 
 
+@pytest.mark.slow  # tests/core/test_growth.py counts compilations in the quick run
 @pytest.mark.parametrize("what", ["unroll", "grad", "bptt_gradients"])
 def test_equal_eager_calls_compile_once(what):
     params = LSTM.init(jax.random.key(0))

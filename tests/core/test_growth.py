@@ -143,6 +143,15 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.fixture
+def only_new_objects():
+    """Leave to the collector what a test makes: all that is there takes seconds to go through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def held() -> tuple[int, int]:
     """Return the number of arrays, and of all objects that the collector knows."""
     gc.collect()
@@ -179,17 +188,19 @@ def check_second_calls(names):
     assert after[1] - before[1] < 10, "an object a call"
 
 
+@pytest.mark.usefixtures("only_new_objects")
 def test_second_calls_compile_nothing_and_leave_nothing():
-    """All in one: to count the objects of a process that has run many tests takes seconds."""
     check_second_calls(FEW)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("name", CALLS)
 def test_second_calls_of_one_function(name):
     check_second_calls([name])
 
 
+@pytest.mark.usefixtures("only_new_objects")
 def test_the_counts_can_grow():
     kept = []
 

@@ -153,7 +153,8 @@ def test_bptt_gradients_with_every_option(name):
     assert_close(got, gradient((p.params, xs, p.state)), EXACT)
 
 
-@pytest.mark.parametrize("algorithm", ["bptt_3", slow_unless(False, "autodiff")])
+@pytest.mark.slow  # tests/core/test_streaming.py has rows of this in the quick run
+@pytest.mark.parametrize("algorithm", ["bptt_3", "autodiff"])
 @each_kind_in_time
 def test_steps_streamed_one_by_one_equal_the_window(name, algorithm):
     """With resets and a carried state, which a reset forgets for what the cell itself begins from.

@@ -1,5 +1,6 @@
 """Both directions of any layer: one that is turned round against the same in reverse."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import jax_bptt
 from tests.core.messages import check
 from tests.layers.common import GRU, LSTM, OPTIONS, RATE, B, H, T, key, keywords, poisoned, problem
-from tests.registry import assert_close
+from tests.registry import assert_close, slow_unless
 
 jb: Any = jax_bptt  # some calls are wrong on purpose
 
@@ -34,8 +35,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name, option",
+    [slow_unless(row[1] == "all", *row) for row in itertools.product(PAIRS, OPTIONS)],
+)
 def test_the_second_is_turned_round(name, option):
     layer, turned, given = PAIRS[name]
     both = jb.bidirectional(layer, layer)
