@@ -19,7 +19,7 @@ ROWS = 512, 2048
 DRIVE_BYTES = 2**20
 """Bytes of a block's drive: a few arrays of that size share a core's cache."""
 
-KEEP = 320
+KEEP = 256
 """Units of a state from which products are so large that keeping what they made is faster."""
 
 
@@ -67,7 +67,7 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         over.
       recompute: whether the reverse pass computes the unit-wise Jacobians of a block, and the
         products they need, again; False to keep them from the forward pass. By default True below
-        H = 320.
+        H = 256.
 
     Returns:
       An `Algorithm` for `unroll`.
