@@ -139,15 +139,15 @@ def few() -> set[tuple[str, str, str]]:
 
 
 def turns() -> list[tuple[str, str, str]]:
-    """Choose two algorithms for every layer of every cell, those that either has met least."""
+    """Choose an algorithm for every layer of every cell, one that either has met least."""
     met: collections.Counter[tuple[str, str]] = collections.Counter()
     rows = []
     for name, layer in itertools.product(CELLS, LAYERS):
         fitting = [algorithm for algorithm in STREAMED if fits(name, layer, algorithm)]
         fitting.sort(key=lambda a: (met[name, a] > 0, met[name, a] + met[layer, a]))  # noqa: B023
-        for algorithm in fitting[:2]:
-            rows.append((name, layer, algorithm))
-            met.update([(name, algorithm), (layer, algorithm)])
+        if fitting:
+            rows.append((name, layer, fitting[0]))
+            met.update([(name, fitting[0]), (layer, fitting[0])])
     return rows
 
 
