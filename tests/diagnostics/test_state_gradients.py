@@ -34,7 +34,7 @@ def by_perturbation(name, params, xs, state, cotangents):
             for k, e in zip(inexact, perturbations, strict=True):
                 parts[k] = parts[k] + e[t]
             s = jax.tree.unflatten(structure, parts)
-            ys.append(naive.readout(jnp, params, s))
+            ys.append(naive.readout(jnp, naive.prepare(jnp, params), s))
         outputs = s, jax.tree.map(lambda *y: jnp.stack(y), *ys)
         return reference.pair(jnp, cotangents, outputs)
 
