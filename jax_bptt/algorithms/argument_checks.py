@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_bptt.algorithms.tree_checks import as_arrays, same_structure
+from jax_bptt.algorithms.tree_checks import BATCH_MAJOR, as_arrays, same_structure
 from jax_bptt.core import trees
-from jax_bptt.core.checks import BATCH_MAJOR, batch_shape, describe, kind_of, leaves, require, word
+from jax_bptt.core.checks import batch_shape, describe, kind_of, leaves, require, word
 from jax_bptt.core.types import Algorithm, Cell, PyTree, Tokens
 from jax_bptt.core.values import Value
 

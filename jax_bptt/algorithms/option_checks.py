@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_bptt.algorithms.tree_checks import as_arrays
-from jax_bptt.core.checks import BATCH_MAJOR, batch_shape, kind_of, leaves, require, shown, word
+from jax_bptt.algorithms.tree_checks import BATCH_MAJOR, as_arrays
+from jax_bptt.core.checks import batch_shape, kind_of, leaves, require, shown, word
 from jax_bptt.core.sequence import Options
 from jax_bptt.core.types import Cell, PyTree
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import PyTree
 
+BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
+
 
 def same_structure(
     function: str, name: str, got: PyTree, want: PyTree, whose: str, way_out: str

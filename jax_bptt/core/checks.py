@@ -9,8 +9,6 @@ import numpy as np
 
 from jax_bptt.core.types import Cell, PyTree
 
-BATCH_MAJOR = "If xs is batch-major, pass jnp.swapaxes(xs, 0, 1)."
-
 _LARGEST = 2**28 - 1
 """Size of which 64 bits count the bytes of a square matrix for each gate: beyond, XLA aborts."""
 _SHORT = 80
