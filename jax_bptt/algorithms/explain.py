@@ -1,4 +1,4 @@
-"""What a run of a cell would be: the default algorithm and the kernel of `fused`, in words."""
+"""The default algorithm and the kernel of `fused` for a run of a cell, in words."""
 
 import jax
 

@@ -34,7 +34,7 @@ class CTRNNParams(NamedTuple):
 
 
 class CTRNNWeights(NamedTuple):
-    """What a step makes use of: `CTRNNParams` with alpha [H] in place of the time constants."""
+    """Weights of a step: `CTRNNParams` with alpha [H] in place of the time constants."""
 
     w_x: Array
     w_s: Array

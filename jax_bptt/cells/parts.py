@@ -1,4 +1,4 @@
-"""What several cells share: parameters, products, activations, initialisers, the readout."""
+"""Parts that several cells share: parameters, products, activations, initialisers, the readout."""
 
 import math
 import numbers

@@ -19,7 +19,7 @@ from jax_bptt.core.types import PyTree
 
 
 class Options(NamedTuple):
-    """What a user may say of the sequences, each None for nothing; see `unroll`.
+    """Options of the sequences, each None for nothing; see `unroll`.
 
     Attributes:
       lengths: integer [*batch].

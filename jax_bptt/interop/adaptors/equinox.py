@@ -17,7 +17,7 @@ _NAME = "interop.equinox.Recurrent"
 
 
 class _Masks(eqx.Module):
-    """What `eqx.nn.inference_mode` finds; only layers that draw masks have it."""
+    """The flag that `eqx.nn.inference_mode` sets; only layers that draw masks have it."""
 
     inference: bool
 

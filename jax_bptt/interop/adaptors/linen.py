@@ -34,7 +34,7 @@ _SCAN_SETTINGS = {
     "variable_carry": False,
     "split_rngs": {"params": False},
 }
-"""What `nn.RNN` passes on to `nn.scan`, and its defaults, which are all that can be had here."""
+"""Settings that `nn.RNN` passes on to `nn.scan`, at the defaults, which are all there is here."""
 
 
 @dataclasses.dataclass(frozen=True)

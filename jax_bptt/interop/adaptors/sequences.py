@@ -1,4 +1,4 @@
-"""What the layers for other libraries share: a call in their terms, keys, names of parameters."""
+"""Parts that the layers for other libraries share: a call in their terms, keys, names of parameters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
