@@ -1,4 +1,4 @@
-"""Parts that the layers for other libraries share: a call in their terms, keys, names of parameters."""
+"""Parts that the layers for other libraries share: a call in their terms, keys, parameter names."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
