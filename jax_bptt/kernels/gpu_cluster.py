@@ -40,8 +40,8 @@ BLOCKS = 8
 """Blocks of a cluster at the most: more than 8 are not portable."""
 
 PLACES = 2
-"""Of hidden states in a block's box, and of derivatives in its own memory: what is written while
-others may still read what was there a step before."""
+"""Copies of the hidden states in a block's box, and of the derivatives in its own memory: one is
+written while other blocks may still read that of the step before."""
 
 SIZE = 512
 """Units at the most, beyond which nothing has been compiled."""

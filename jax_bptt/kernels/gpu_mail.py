@@ -23,7 +23,7 @@ from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 
 
 class Box(NamedTuple):
-    """What the blocks of a cluster send one another.
+    """The messages that the blocks of a cluster send one another.
 
     Attributes:
       place: where the warpgroup works.
@@ -82,7 +82,7 @@ class Box(NamedTuple):
 
 
 class Post(NamedTuple):
-    """What a kernel needs for a box.
+    """The memory that a kernel needs for a box.
 
     Attributes:
       passing: shapes in global memory.

@@ -63,7 +63,7 @@ class Split(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Of each gate, H / UNITS."""
+        """Tiles of units of each gate, H / UNITS."""
         return self.plan.parts * self.plan.threads
 
     @property

@@ -14,7 +14,7 @@ from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
 
 
 class Plan(NamedTuple):
-    """What is known of a kernel before it runs.
+    """A kernel as it is known before it runs.
 
     Attributes:
       dtype: of the operands.
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
     @property
     def layouts(self) -> mosaic.Layouts:
-        """Of what a warpgroup holds in registers."""
+        """Layouts of the arrays that a warpgroup holds in registers."""
         return mosaic.layouts(mosaic.piece_dtype(self.dtype))
 
 

@@ -1,4 +1,4 @@
-"""What the GPU kernels share: tiles in registers and in shared memory, split products, the ring.
+"""Parts shared by GPU kernels: tiles in registers and in shared memory, split products, the ring.
 
 A tile is ROWS rows of the batch by UNITS units: what the four warps of a warpgroup hold of an
 accumulator of the tensor cores' `mma.sync`, eight units a warp. States, drives and feedbacks all
@@ -52,7 +52,7 @@ class Layouts(NamedTuple):
 
     @property
     def units(self) -> Any:
-        """Of [UNITS], one value for all rows of a tile."""
+        """Layout of [UNITS], one value for all rows of a tile."""
         return self.tile.reduce(0)
 
 

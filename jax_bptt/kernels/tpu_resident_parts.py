@@ -1,4 +1,4 @@
-"""What the two kernels of `tpu_resident` share: blocks, what they take of VMEM, products."""
+"""Parts shared by the two kernels of `tpu_resident`: blocks, their share of VMEM, products."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ ZERO = np.int32(0)
 
 
 class Plan(NamedTuple):
-    """What is known of a kernel before it runs.
+    """A kernel as it is known before it runs.
 
     Attributes:
       dtype: of the operands.
@@ -266,26 +266,26 @@ class Blocks(NamedTuple):
     order: Callable[[Any], Any]
 
     def whole(self, array: Array) -> Any:
-        """Of an array that is all in VMEM from the first step to the last, but once."""
+        """Return the spec of an array held whole in VMEM, once, from the first step to the last."""
         zeros = (ZERO,) * array.ndim
         return pl.BlockSpec(array.shape, lambda b, t: zeros, pipeline_mode=pl.Buffered(1))
 
     def lasting(self) -> Any:
-        """Of [B, H]: what belongs to all steps."""
+        """Return the spec of an array [B, H] that belongs to all steps."""
         return pl.BlockSpec((self.plan.rows, self.plan.units), lambda b, t: (b, ZERO))
 
     def steps(self, columns: int | None = None) -> Any:
-        """Of [T, B, columns], H of them if not given."""
+        """Return the spec of an array [T, B, columns], H of them if not given."""
         block = self.plan.block, self.plan.rows, columns or self.plan.units
         return pl.BlockSpec(block, lambda b, t: (self.order(t), b, ZERO))
 
     def gates(self, count: int) -> Any:
-        """Of [T, G, B, H]."""
+        """Return the spec of an array [T, G, B, H]."""
         block = self.plan.block, count, self.plan.rows, self.plan.units
         return pl.BlockSpec(block, lambda b, t: (self.order(t), ZERO, b, ZERO))
 
     def single(self) -> Any:
-        """Of [blocks of steps, B, H]: one tile for a block."""
+        """Return the spec of an array [blocks of steps, B, H], one tile for a block."""
         block = 1, self.plan.rows, self.plan.units
         return pl.BlockSpec(block, lambda b, t: (self.order(t), b, ZERO))
 

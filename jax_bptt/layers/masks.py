@@ -16,7 +16,7 @@ MISSING: Any = object()
 
 
 class Masked(NamedTuple):
-    """What a cell takes, a state or an input, with the mask that comes with it."""
+    """An argument of a cell, a state or an input, with the mask that comes with it."""
 
     value: PyTree
     mask: PyTree

@@ -1,4 +1,4 @@
-"""What the conformance suite returns."""
+"""Results of the conformance suite, by property and by layer."""
 
 from typing import NamedTuple
 

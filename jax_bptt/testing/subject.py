@@ -1,4 +1,4 @@
-"""What the conformance suite examines: a recurrent layer as functions of NumPy arrays."""
+"""The subject of the conformance suite: a recurrent layer as functions of NumPy arrays."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ ARGUMENTS = ("params", "xs", "state")
 
 
 class Arguments(NamedTuple):
-    """What a recurrent layer takes, and its gradient: params, xs [T, B, ...], state [B, ...]."""
+    """Arguments of a recurrent layer, or their gradient: params, xs [T, B, ...], state [B, ...]."""
 
     params: PyTree
     xs: PyTree
@@ -25,7 +25,7 @@ class Arguments(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a recurrent layer returns, and its cotangents: last_state [B, ...], ys [T, B, ...]."""
+    """Outputs of a recurrent layer, or their cotangents: last_state [B, ...], ys [T, B, ...]."""
 
     last_state: PyTree
     ys: PyTree

@@ -47,7 +47,7 @@ RAISED = (
     TypeError,
     ValueError,
 )
-"""What a layer raises when it cannot do what is asked of it: a failure, and not the suite's end."""
+"""Errors of a layer that cannot do what is asked of it: a failure, and not the end of the suite."""
 
 
 def conformance(

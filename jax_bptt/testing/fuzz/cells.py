@@ -43,7 +43,7 @@ WRAPPED = 0.3
 
 
 class Traits(NamedTuple):
-    """What can be done with a cell.
+    """Properties of a cell, which decide what it can be combined with.
 
     Attributes:
       gated: whether its step is a `GatedStep` with a recurrent product.

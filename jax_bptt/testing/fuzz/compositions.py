@@ -51,7 +51,7 @@ NEARBY = 0.2
 
 
 class Composition(NamedTuple):
-    """What is run, how, and on what shapes; all that a compiled program depends on.
+    """A program and its shapes: all that the compiled program depends on.
 
     Attributes:
       setting: the subject, its algorithm, and what else the program needs.

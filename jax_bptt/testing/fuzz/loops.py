@@ -17,7 +17,7 @@ PyTree = Any
 
 
 class Flags(NamedTuple):
-    """What is said of the sequences, and their batch.
+    """Options of the sequences, as flags of each step, and their batch.
 
     Attributes:
       within: bool [T, B], whether a step is one of the sequence's length.
@@ -76,7 +76,7 @@ def _zero(tree: PyTree) -> PyTree:
 
 
 class _Chance(NamedTuple):
-    """What chance does to a step: to what the product reads, and to the state that comes out."""
+    """Random changes of a step: of the state the product reads, and of the state that comes out."""
 
     dropped: Callable[..., Any] = lambda t, h: h
     zoned: Callable[..., PyTree] = lambda t, old, new: new

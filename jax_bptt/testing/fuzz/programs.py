@@ -1,4 +1,4 @@
-"""What is asked of the library in a draw: its outputs and a derivative by one of several ways."""
+"""Programs of a draw: the outputs of the library and a derivative, by one of several ways."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +38,7 @@ class Given(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is fixed in a program.
+    """Static arguments of a program.
 
     Attributes:
       subject: what is run.

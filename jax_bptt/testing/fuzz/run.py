@@ -52,7 +52,7 @@ if jax.__version_info__ < (0, 11):
 
 
 class Outcome(NamedTuple):
-    """What became of a draw.
+    """The result of a draw.
 
     Attributes:
       number: which.
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of all draws of a seed."""
+    """The results of all draws of a seed."""
 
     seed: int
     outcomes: tuple[Outcome, ...]

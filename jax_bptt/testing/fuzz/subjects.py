@@ -26,7 +26,7 @@ RATES = 0.25, 0.5
 
 
 class Subject(NamedTuple):
-    """What a draw is about.
+    """The subject of a draw: a cell or a layer, and the same as a loop in NumPy.
 
     Attributes:
       name: the calls that make it.
