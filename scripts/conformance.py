@@ -7,12 +7,15 @@ does not promise is not applicable. The exit status is 0 unless this library fai
 
 import argparse
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from benchmarks import report as tables
 from conformance_adapters import roster
 from conformance_adapters.layers import Case, Sizes
 
@@ -66,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--details", action="store_true", help="print every error, not only failures")
     p.add_argument("--smoke", action="store_true", help="one cell, four properties")
+    p.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="between the markers of docs/conformance.md"
+    )
     return p
 
 
@@ -91,7 +97,7 @@ def _examined(case: Case, names: Collection[str]) -> Report:
         return Report(case.cell, tuple(raised(check.__name__, error) for check in checks))
 
 
-def matrix(reports: dict[str, list[Report]], names: Sequence[str]) -> str:
+def matrix(reports: dict[str, list[Report]], names: Sequence[str]) -> tables.Table:
     """Return the table of properties and libraries: the worst that any cell has."""
     ranks = ("n/a", "ok", "FAIL")
 
@@ -99,11 +105,8 @@ def matrix(reports: dict[str, list[Report]], names: Sequence[str]) -> str:
         found = [r.verdict for report in reports[library] for r in report.results if r.name == name]
         return max(found, key=ranks.index, default="n/a")
 
-    width = max(map(len, names))
-    lines = [" " * width + "".join(f"{library:>10}" for library in reports)]
-    for name in names:
-        lines.append(f"{name:{width}}" + "".join(f"{worst(k, name):>10}" for k in reports))
-    return "\n".join(lines)
+    cells = [[name, *(worst(library, name) for library in reports)] for name in names]
+    return tables.Table("", ["", *reports], cells)
 
 
 def failures(reports: dict[str, list[Report]]) -> list[str]:
@@ -129,7 +132,10 @@ def _versions(libraries: Collection[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine and print; return 0, 1 if this library fails, 2 for bad arguments."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     args: Any = parser().parse_args(argv)
+    if args.markdown is not None and (reason := tables.unwritable(args.markdown, "conformance")):
+        parser().error(reason)
     names = args.properties or (SMOKE if args.smoke else NAMES)
     cells = args.cells or (["gru"] if args.smoke else None)
     missing = {name: roster.absence(name) for name in args.libraries}
@@ -146,7 +152,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         for library, found in reports.items():
             print("\n".join(f"{library} {report}" for report in found))
-    print("\n" + matrix(reports, [name for name in NAMES if name in names]))
+    found = matrix(reports, [name for name in NAMES if name in names])
+    print("\n" + tables.text(found))
+    if args.markdown is not None:
+        command = shlex.join(["python", "scripts/conformance.py", *argv])
+        caption = f"{_versions(present)}  \n`{command}`"
+        tables.write_markdown(args.markdown, "conformance", [found], caption)
     if lines := failures(reports):
         print("\n" + "\n".join(lines))
     return 1 if any(report.failures for report in reports.get(roster.OWN, [])) else 0

@@ -90,7 +90,9 @@ def test_only_a_failure_of_its_own_is_one_of_the_script(script, capsys, monkeypa
     assert line in text
 
 
-def test_a_layer_that_does_not_run_fails_and_the_others_are_examined(script, capsys, monkeypatch):
+def test_a_layer_that_does_not_run_fails_and_the_others_are_examined(
+    script, capsys, monkeypatch, tmp_path
+):
     roster = part("roster")
     adapter = roster.ADAPTERS["jax_bptt"]
 
@@ -102,9 +104,11 @@ def test_a_layer_that_does_not_run_fails_and_the_others_are_examined(script, cap
         return [broken._replace(subject=broken.subject._replace(forward=forward)), *rest]
 
     monkeypatch.setitem(roster.ADAPTERS, "jax_bptt", adapter._replace(cases=cases))
+    page = tmp_path / "page.md"
     argv = "--libraries", "jax_bptt", "--cells", "gru,elman", "--properties", "repeatability"
-    status, text = run(script, capsys, *argv)
+    status, text = run(script, capsys, *argv, "--markdown", str(page))
     assert status == 1 and "raises TypeError: no float64 here\n" in text
+    assert "| repeatability | FAIL |" in page.read_text()
     assert "jax_bptt elman: 1 properties" in text
 
 
@@ -115,15 +119,9 @@ def test_the_matrix_has_the_worst_of_all_cells(script):
         "b": [Report("x", (none,)), Report("y", (good,))],
         "c": [Report("x", ())],
     }
-    assert script.matrix(reports, ["resets"]).split() == [
-        "a",
-        "b",
-        "c",
-        "resets",
-        "FAIL",
-        "ok",
-        "n/a",
-    ]
+    table = script.matrix(reports, ["resets"])
+    assert table.header == ["", "a", "b", "c"]
+    assert table.cells == [["resets", "FAIL", "ok", "n/a"]]
 
 
 @pytest.mark.parametrize(
