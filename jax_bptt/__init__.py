@@ -26,7 +26,12 @@ Layers
 Looking at the gradient
     contributions state_gradients
 Parameters
-    is_bias; jax_bptt.interop maps those of torch, flax, haiku, equinox, keras, onnx
+    is_bias; jax_bptt.interop maps those of torch, flax, haiku, equinox, keras, onnx, and has layers
+    for flax and equinox
+Your own cell or algorithm
+    from_step, GatedStep, DiagonalStep; Cell, Algorithm; jax_bptt.testing checks them
+On an NVIDIA GPU
+    gpu_compiler_options, for jax.jit
 
 What equal calls make is equal: cells, layers and algorithms are values. Errors name the function,
 the argument, both shapes and the way out. Axes: T time, B batch, I input, G gates, H hidden, O

@@ -1,0 +1,121 @@
+"""The pages of README and docs: links, snippets, files they name, and the size of the README."""
+
+import doctest
+import re
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# README is run by pytest itself, and interop section by section, where a library is installed.
+ELSEWHERE = "README.md", "interop.md"
+RUN = [page for page in PAGES if page.name not in ELSEWHERE and ">>> " in page.read_text()]
+
+FENCED = re.compile(r"^```.*?^```", re.M | re.S)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.M)
+NAMED = re.compile(r"\b((?:jax_bptt|scripts|tests|docs)/[\w/]+\.(?:py|md|svg))\b")
+
+
+def ids(pages):
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+
+
+def anchors(text):
+    """Return the anchors that a code host makes of the headings."""
+    headings = HEADING.findall(FENCED.sub("", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(text):
+    return LINK.findall(FENCED.sub("", text))
+
+
+def dead_links(page, text):
+    """Return the links of a page that lead to no file, or to no heading of it."""
+    dead = []
+    for link in links(text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve()
+        if not target.exists():
+            dead.append(link)
+        elif anchor and anchor not in anchors(target.read_text() if name else text):
+            dead.append(link)
+    return dead
+
+
+@each_page
+def test_links(page):
+    assert dead_links(page, page.read_text()) == []
+
+
+def test_a_dead_link_is_found():
+    text = "# One\n[a](nowhere.md) [b](#two) [c](#one) [d](docs/cells.md#no) [e](docs/cells.md)"
+    assert dead_links(README, text) == ["nowhere.md", "#two", "docs/cells.md#no"]
+
+
+@each_page
+def test_files_that_are_named(page):
+    missing = {name for name in NAMED.findall(page.read_text()) if not (ROOT / name).exists()}
+    # The page on extending names a cell that is not there.
+    assert missing - {"jax_bptt/cells/rhn.py"} == set()
+
+
+def test_every_page_is_reached():
+    reached, found = set(), [README]
+    while found:
+        page = found.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            names = (link.partition("#")[0] for link in links(page.read_text()))
+            found += [(page.parent / name).resolve() for name in names if name]
+    assert set(PAGES) <= reached
+
+
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1000
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+\.svg)\)", text)
+    assert len(pictures) == 2
+
+
+@pytest.mark.parametrize("page", RUN, ids=ids(RUN))
+def test_snippets(page):
+    test = doctest.DocTestParser().get_doctest(page.read_text(), {}, page.name, str(page), 0)
+    assert test.examples
+    printed = []
+    # As the reader has JAX.
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
+    assert result.failed == 0, "".join(printed)
+
+
+def test_the_swaps_of_the_readme():
+    """The column `after` of the table of other libraries, where these are installed."""
+    import jax_bptt as jb
+
+    rows = re.findall(r"^\| (\w+) ?\w* \| .*\| `(.+)` \|$", README.read_text(), re.M)
+    swaps = [row for row in rows if row[0] in ("Flax", "Equinox", "PyTorch")]
+    assert len(swaps) == 4
+    names = {"jb": jb, "key": jax.random.key(0)}
+    names["rngs"] = pytest.importorskip("flax.nnx").Rngs(0)
+    pytest.importorskip("equinox")
+    names["module"] = pytest.importorskip("torch").nn.LSTM(3, 8)
+    for _, code in swaps:
+        exec(code, names)
+    assert names["params"].w_s.shape == (8, 4, 8)
