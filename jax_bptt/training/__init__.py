@@ -1,1 +1,4 @@
-"""Training by explicit BPTT: data, models, the optax loop. The only place that imports optax."""
+"""Training by explicit BPTT: losses of layers, a loop with optax, tasks, figures on held-out data.
+
+The only place that imports optax.
+"""

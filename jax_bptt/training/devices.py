@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_bptt.core.checks import require
 from jax_bptt.core.types import PyTree
-from jax_bptt.training.errors import require
 
 AXIS = "batch"
 
@@ -30,10 +30,13 @@ def mesh(batch: int, devices: int | None = None) -> Mesh:
         at most one a core.
 
     Raises:
-      InputError: the number does not divide the batch, or there are not so many devices.
+      ValueError: the number does not divide the batch, or there are not so many devices.
     """
     if devices is not None:
-        require(batch % devices == 0, f"{devices} devices do not divide a batch of {batch}")
+        require(
+            batch % devices == 0,
+            f"{devices} devices do not divide a batch of {batch}: take as many as do, or None",
+        )
     wanted = devices or _most(batch, cores())
     try:
         if wanted > 1:
@@ -44,7 +47,10 @@ def mesh(batch: int, devices: int | None = None) -> Mesh:
     if devices is None:
         limit = min(len(there), cores()) if there[0].platform == "cpu" else len(there)
         wanted = _most(batch, limit)
-    require(wanted <= len(there), f"there are {len(there)} devices for JAX, not {wanted}")
+    require(
+        wanted <= len(there),
+        f"there are {len(there)} devices for JAX, not {wanted}: take fewer, or None",
+    )
     return Mesh(np.array(there[:wanted]), (AXIS,))
 
 
@@ -71,9 +77,14 @@ def split_state(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def split_batch(batch: Any, mesh: Mesh) -> Any:
-    """Split a batch over the devices: arrays [T, B, ...], or [B] where there is no time axis."""
+    """Split a batch over the devices.
+
+    Arrays are [T, B, ...], or [B] where there is no time axis; a key is copied.
+    """
+    specs = P(), P(AXIS)
 
     def leaf(a):
-        return jax.device_put(a, NamedSharding(mesh, P(AXIS) if a.ndim == 1 else P(None, AXIS)))
+        spec = specs[a.ndim] if a.ndim < 2 else P(None, AXIS)
+        return jax.device_put(a, NamedSharding(mesh, spec))
 
     return jax.tree.map(leaf, batch)

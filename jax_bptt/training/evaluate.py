@@ -1,6 +1,5 @@
 """Figures on held-out data."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,37 +9,41 @@ import optax
 from jax import Array
 
 from jax_bptt.core.types import PyTree
-from jax_bptt.training.model import Model
-from jax_bptt.training.text import Window
+from jax_bptt.layers.layer import Layer
 
 
-def bits_per_character(model: Model, params: PyTree, windows: Iterable[Window]) -> float:
-    """Return the mean of -log2 P over the characters that count, the state carried throughout.
+def carried_cross_entropy(
+    layer: Layer, params: PyTree, windows: Iterable[tuple[Any, Any, Any]]
+) -> float:
+    """Return the mean of -ln P(target), in nats, over windows that continue one another.
+
+    The state is carried from each window to the next, from the initial state at the first.
 
     Args:
-      model: a network from characters to logits.
+      layer: a network whose outputs are logits.
       params: its parameters.
-      windows: as `text.held_out_windows` makes them, at least one.
+      windows: `(xs [T, B, ...], targets [T, B], counts [T, B])`, at least one. Where `counts` is
+        False the target does not count.
     """
 
     @jax.jit
-    def nats(params, state, window):
-        state, logits = model.apply(params, window.inputs, state)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
-        return state, jnp.sum(jnp.where(window.counts, each, 0))
+    def nats(params, state, xs, targets, counts):
+        state, logits = layer.apply(params, xs, state)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return state, jnp.sum(jnp.where(counts, each, 0))
 
     state, total, count = None, 0.0, 0
-    for window in windows:
+    for xs, targets, counts in windows:
         if state is None:
-            state = model.initial_state(params, window.inputs.shape[1:])
-        state, loss = nats(params, state, window)
+            state = layer.initial_state(params, counts.shape[1:])
+        state, loss = nats(params, state, xs, targets, counts)
         total += float(loss)
-        count += int(window.counts.sum())
-    return total / count / math.log(2)
+        count += int(counts.sum())
+    return total / count
 
 
 def mean_score(
-    model: Model,
+    layer: Layer,
     params: PyTree,
     batches: Sequence[tuple[Any, Any]],
     score: Callable[..., Array],
@@ -48,7 +51,7 @@ def mean_score(
     """Return the mean score of whole sequences that start from the initial state.
 
     Args:
-      model: the network.
+      layer: the network.
       params: its parameters.
       batches: `(xs [T, B, ...], targets)`, all of one shape.
       score: `(ys, targets) -> number`, a loss or an accuracy.
@@ -56,8 +59,7 @@ def mean_score(
 
     @jax.jit
     def run(params, xs, targets):
-        state = model.initial_state(params, (xs.shape[1],))
-        return score(model.apply(params, xs, state)[1], targets)
+        return score(layer.apply(params, xs)[1], targets)
 
     return sum(float(run(params, *batch)) for batch in batches) / len(batches)
 

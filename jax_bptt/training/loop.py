@@ -1,8 +1,9 @@
 """The training loop: Adam under a cosine schedule, one jitted and donated step at a time."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +26,8 @@ class Settings(NamedTuple):
       learning_rate: the highest, at the end of the warm-up.
       clip: largest global norm of the gradient; a longer one is scaled down to it. `inf` for none.
       steps: the run ends after so many, unless None.
-      seconds: the run ends after so many, unless None. They count from the end of the first
-        step, which compiles. Whichever limit comes first ends the run; one must be given.
+      seconds: the run ends after so many, unless None; the first step of each call of `fit`, which
+        compiles, is not counted. Whichever limit comes first ends the run; one must be given.
     """
 
     learning_rate: float
@@ -36,7 +37,7 @@ class Settings(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What a step changes: parameters, the optimiser's memory, the network's carried state."""
+    """Parameters, the optimiser's memory and the network's carried state, which steps change."""
 
     params: PyTree
     memory: PyTree
@@ -44,13 +45,13 @@ class Learner(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a run stands after a step.
+    """The place where a run stands: saved and restored, `fit` goes on from it.
 
     Attributes:
-      step: the number of steps done, from 1.
-      seconds: since the end of the first step.
-      loss: of the batch of this step, before its update.
-      learner: what has been learned; the next step consumes its buffers.
+      step: the number of steps done, which is also the place in the data.
+      seconds: spent on training, without the first step of each call of `fit`, which compiles.
+      loss: of the batch of this step, before its update; nan where there was none.
+      learner: the parameters and all else that steps change; the next step consumes its buffers.
     """
 
     step: int
@@ -59,8 +60,8 @@ class Progress(NamedTuple):
     learner: Learner
 
 
-def start(params: PyTree, state: PyTree, settings: Settings) -> Learner:
-    """Return a learner at the beginning; it owns copies, since steps donate their buffers.
+def start(params: PyTree, state: PyTree, settings: Settings) -> Progress:
+    """Return the beginning of a run, which owns copies, since steps donate their buffers.
 
     Arrays that are split over devices or replicated stay so, here and in every step.
     """
@@ -74,7 +75,7 @@ def start(params: PyTree, state: PyTree, settings: Settings) -> Learner:
             lambda a: a if isinstance(a.sharding, NamedSharding) else jax.device_put(a, everywhere),
             memory,
         )
-    return Learner(params, memory, state)
+    return Progress(0, 0.0, math.nan, Learner(params, memory, state))
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -92,22 +93,37 @@ def rate(fraction: float) -> float:
 
 def fit(
     loss: Loss,
-    learner: Learner,
-    batches: Iterable[Any],
+    progress: Progress,
+    batches: Callable[[int], Any],
     settings: Settings,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
     """Train until the settings' steps or seconds are over; yield after every step.
 
+    A run that goes on from a `Progress` takes the same steps as one that was never stopped: with
+    `steps`, to the last bit. With `seconds` the learning rate follows the clock.
+
     Args:
-      loss: what to minimise.
-      learner: from `start`; the first step consumes it.
-      batches: pytrees of arrays of equal shapes, without end.
+      loss: to be minimised.
+      progress: from `start`, or from an earlier run; the first step consumes its learner.
+      batches: from the number of steps done to the batch of the next one, a pytree of arrays whose
+        shapes are the same at every step.
       settings: how to optimise.
       stop: asked before each step; True ends the run there.
 
     Raises:
       FloatingPointError: the loss is not finite any more. Nothing is repaired.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> from jax_bptt.training import loop, losses, tasks
+      >>> net = jb.layer(jb.elman(2, 8, output_size=1))
+      >>> settings = loop.Settings(learning_rate=1e-2, clip=1.0, steps=3)
+      >>> batches = tasks.drawn(lambda rng: tasks.adding(rng, length=6, batch=4), 0)
+      >>> begun = loop.start(net.init(jax.random.key(0)), (), settings)
+      >>> loss = losses.fresh(net, losses.last_squared_error)
+      >>> [progress.step for progress in loop.fit(loss, begun, batches, settings)]
+      [1, 2, 3]
     """
     optimizer = _optimizer(settings)
 
@@ -118,13 +134,14 @@ def fit(
         updates = jax.tree.map(lambda u: -learning_rate * u, updates)
         return Learner(optax.apply_updates(learner.params, updates), memory, state), value
 
+    learner, began = progress.learner, math.inf
     step = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(learner), None))
-    began = math.inf
-    for number, batch in enumerate(batches, start=1):
-        seconds = max(0.0, time.perf_counter() - began)
+    for number in itertools.count(progress.step + 1):
+        seconds = progress.seconds + max(0.0, time.perf_counter() - began)
         done = _fraction(settings, number, seconds)
         if done > 1 or stop():
             return
+        batch = batches(number - 1)
         learner, value = step(learner, batch, settings.learning_rate * rate(done))
         value = float(value)
         began = min(began, time.perf_counter())
@@ -132,7 +149,8 @@ def fit(
             raise FloatingPointError(
                 f"the loss became {value} at step {number}; try a smaller learning rate or clip"
             )
-        yield Progress(number, time.perf_counter() - began, value, learner)
+        seconds = progress.seconds + time.perf_counter() - began
+        yield Progress(number, seconds, value, learner)
 
 
 def _shardings(learner: Learner) -> Learner | None:

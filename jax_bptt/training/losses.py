@@ -1,4 +1,4 @@
-"""What a run minimises: a loss of (params, state, batch), with the state carried or fresh."""
+"""Losses of a layer, `(params, state, batch) -> (loss, state)`, with the state carried or fresh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,46 +7,56 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jax_bptt.core.types import PyTree
-from jax_bptt.training.model import Model
+from jax_bptt.core.types import Algorithm, PyTree
+from jax_bptt.layers.layer import Layer
 
 Loss = Callable[[PyTree, PyTree, Any], tuple[Array, PyTree]]
-"""`(params, state, batch) -> (loss, next state)`; a batch is (xs, targets) and then anything."""
+"""`(params, state, batch) -> (loss, next state)`.
+
+A batch is `(xs, targets)`, or `(xs, targets, options)` with a dict of options of `Layer.apply`:
+`lengths` of a ragged batch, the `key` from which masks are drawn.
+"""
 
 
-def carried(model: Model, score: Callable[..., Array]) -> Loss:
+def carried(layer: Layer, score: Callable[..., Array], algorithm: Algorithm | None = None) -> Loss:
     """Return the loss of a window that starts from the state in which the last one ended.
 
     No gradient crosses from window to window: the state is data.
 
     Args:
-      model: the network.
+      layer: the network.
       score: `(ys, targets) -> loss`.
+      algorithm: how the gradient is computed; `unroll`'s default if None.
     """
 
     def loss(params, state, batch):
-        state, ys = model.apply(params, batch[0], state)
+        state, ys = _run(layer, params, state, batch, algorithm)
         return score(ys, batch[1]), state
 
     return loss
 
 
-def fresh(model: Model, score: Callable[..., Array], *, batch: int) -> Loss:
+def fresh(layer: Layer, score: Callable[..., Array], algorithm: Algorithm | None = None) -> Loss:
     """Return the loss of sequences that each start from the initial state.
 
     The state that goes in and comes out is handed through, unread.
 
     Args:
-      model: the network.
+      layer: the network.
       score: `(ys, targets) -> loss`.
-      batch: B.
+      algorithm: how the gradient is computed; `unroll`'s default if None.
     """
 
-    def loss(params, state, batch_):
-        _, ys = model.apply(params, batch_[0], model.initial_state(params, (batch,)))
-        return score(ys, batch_[1]), state
+    def loss(params, state, batch):
+        return score(_run(layer, params, None, batch, algorithm)[1], batch[1]), state
 
     return loss
+
+
+def _run(layer, params, state, batch, algorithm):
+    xs, _, *options = batch
+    given = options[0] if options else {}
+    return layer.apply(params, xs, state, algorithm=algorithm, **given)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

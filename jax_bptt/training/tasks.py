@@ -4,15 +4,21 @@ S. Hochreiter and J. Schmidhuber (1997), "Long short-term memory", Neural Comput
 both the adding and a copying problem; the forms here are those of M. Arjovsky, A. Shah and
 Y. Bengio (2016), "Unitary evolution recurrent neural networks", ICML. Batches are drawn afresh at
 every step, so that what is learned is the rule and not the examples.
+
+Training data is a function from the number of steps done to the next batch, so that a run can go
+on from any place.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from jax_bptt.training.errors import optional_module, require
+from jax_bptt.core.checks import require
 
+Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""`step -> (xs, targets)`, the same for the same step."""
 SYMBOLS = 8
 """Number of symbols that the copy task can ask to remember."""
 BLANK, GO = SYMBOLS, SYMBOLS + 1
@@ -37,7 +43,7 @@ def adding(rng: np.random.Generator, *, length: int, batch: int) -> tuple[np.nda
       xs [T, B, 2], numbers and marks, and targets [B].
 
     Raises:
-      InputError: the length is less than 2.
+      ValueError: the length is less than 2.
     """
     require(length >= 2, f"the adding problem needs a length of at least 2, got {length}")
     numbers = rng.uniform(size=(length, batch))
@@ -82,13 +88,15 @@ def copy_baseline(*, delay: int, symbols: int) -> float:
     return symbols * math.log(SYMBOLS) / (delay + 2 * symbols)
 
 
-def stream(
-    draw: Callable[..., tuple[np.ndarray, np.ndarray]], seed: int, **sizes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches without end: `draw(rng, **sizes)` with one generator from `seed`."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield draw(rng, **sizes)
+def drawn(draw: Callable[..., tuple[np.ndarray, np.ndarray]], *seeds: int) -> Batches:
+    """Return batches that are drawn, each by a generator of its own.
+
+    Args:
+      draw: `rng -> (xs, targets)`, such as `functools.partial(adding, length=50, batch=32)`.
+      seeds: what the generators are made from, beside the step: batches of unequal seeds are
+        independent.
+    """
+    return lambda step: draw(np.random.default_rng([*seeds, step]))
 
 
 def digits(seed: int, *, by_row: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -103,9 +111,16 @@ def digits(seed: int, *, by_row: bool) -> tuple[np.ndarray, np.ndarray, np.ndarr
       from 0 to 1, targets 0 to 9.
 
     Raises:
-      InputError: scikit-learn, the extra `data`, is not installed.
+      ModuleNotFoundError: scikit-learn, the extra `data`, is not installed.
     """
-    images, targets = optional_module("sklearn.datasets", extra="data").load_digits(return_X_y=True)
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "scikit-learn, which has the digits, is not installed: run "
+            "pip install 'jax_bptt[data]', or from a clone pip install -e '.[data]'"
+        ) from error
+    images, targets = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(targets))
     steps, features = (8, 8) if by_row else (64, 1)
     xs = (images[order] / 16).reshape(-1, steps, features).swapaxes(0, 1)
@@ -114,10 +129,8 @@ def digits(seed: int, *, by_row: bool) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return xs[:, held_out:], targets[held_out:], xs[:, :held_out], targets[:held_out]
 
 
-def minibatches(
-    xs: np.ndarray, targets: np.ndarray, seed: int, *, batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches without end, each epoch in a new order, the remainder of an epoch left out.
+def minibatches(xs: np.ndarray, targets: np.ndarray, seed: int, *, batch: int) -> Batches:
+    """Return batches of examples, each epoch in a new order, the remainder of one left out.
 
     Args:
       xs: [T, N, I].
@@ -126,13 +139,21 @@ def minibatches(
       batch: B, at most N.
 
     Raises:
-      InputError: there are fewer than B examples.
+      ValueError: there are fewer than B examples.
     """
     examples = len(targets)
-    require(batch <= examples, f"a batch of {batch} is more than the {examples} training examples")
-    rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(examples)
-        for start in range(0, examples - batch + 1, batch):
-            chosen = order[start : start + batch]
-            yield xs[:, chosen], targets[chosen]
+    require(
+        batch <= examples,
+        f"a batch of {batch} is more than the {examples} training examples: take a smaller one",
+    )
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(examples)
+
+    def at(step):
+        epoch, place = divmod(step, examples // batch)
+        chosen = order(epoch)[place * batch : (place + 1) * batch]
+        return xs[:, chosen], targets[chosen]
+
+    return at

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 import pytest
+import train
+from trainer import check, interrupts
 
-from jax_bptt.training import check, devices
-from scripts import train
+from jax_bptt.training import devices
 from tests.registry import slow_unless
 
 ROOT = Path(__file__).parents[2]
@@ -130,14 +131,21 @@ def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
     "argv, message",
     [
         ([], "required"),
-        (["chars", "--hidden", "0"], "--hidden: must be a whole number of at least 1, got 0"),
-        (["adding", "--devices", "0"], "--devices: must be auto, or a whole number of at least 1"),
+        (["chars", "--hidden", "0"], "--hidden: must be a whole number from 1 to 2147483647"),
+        (["adding", "--devices", "0"], "--devices: must be auto, or a whole number from 1 to"),
+        (["adding", "--steps", "9" * 30], "--steps: must be a whole number from 1 to"),
+        (["adding", "--seed", "9" * 30], "--seed: must be a whole number from 0 to"),
+        (["adding", "--seconds", "inf"], "--seconds: must be a finite number above 0"),
+        (["adding", "--hidden", "1000000"], "out of memory: parameters, optimiser and states"),
+        (["copy", "--delay", "2000000000"], "out of memory"),
+        (["adding", "--batch", "2000000000", "--devices", "1"], "out of memory"),
+        (["chars", "--order", "2000000000"], "take at most 9"),
         (["adding", "--batch", "3", "--devices", "2"], "2 devices do not divide a batch of 3"),
         (["adding", "--batch", "64", "--devices", "64"], "there are 2 devices for JAX, not 64"),
         (["chars", "--batch", "-3"], "--batch: must be a whole number"),
         (["chars", "--window", "x"], "--window: must be a whole number"),
-        (["chars", "--temperature", "0"], "--temperature: must be a number above 0"),
-        (["chars", "--learning-rate", "nan"], "--learning-rate: must be a number above 0"),
+        (["chars", "--temperature", "0"], "--temperature: must be a finite number above 0"),
+        (["chars", "--learning-rate", "nan"], "--learning-rate: must be a finite number above 0"),
         (["chars", "--cell", "rnn"], "invalid choice: 'rnn'"),
         (["copy", "--algorithm", "magic"], "invalid choice: 'magic'"),
         (["copy", "--algorithm", "autodiff", "--block-length", "3"], "--block-length has no"),
@@ -182,11 +190,14 @@ def test_a_missing_extra_is_one_line_and_status_2(module, argv, monkeypatch, cap
 
 def test_the_first_interrupt_asks_and_the_second_is_final():
     before = signal.getsignal(signal.SIGINT)
-    with train.listening_for_interrupt() as stop:
-        assert not stop()
+    with interrupts.listening() as signals:
+        assert signals.heard() is None
         signal.raise_signal(signal.SIGINT)
-        assert stop()
+        assert signals.heard() == signal.SIGINT
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        with signals.deferring():
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.heard() == signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is before
 
 

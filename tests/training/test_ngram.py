@@ -2,9 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
-
-from jax_bptt.training import ngram
-from jax_bptt.training.errors import InputError
+from trainer import ngram
+from trainer.errors import InputError
 
 RTOL = 1e-12
 

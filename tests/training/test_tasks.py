@@ -1,12 +1,10 @@
 import math
 import sys
-from itertools import islice
 
 import numpy as np
 import pytest
 
 from jax_bptt.training import tasks
-from jax_bptt.training.errors import InputError
 
 
 def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum():
@@ -41,15 +39,16 @@ def test_copy_baseline_is_the_entropy_of_the_symbols_over_the_steps():
     assert tasks.copy_baseline(delay=3, symbols=2) == 2 * math.log(8) / 7
 
 
-def test_a_stream_draws_anew_and_repeats_with_its_seed():
-    def three(seed):
-        batches = tasks.stream(tasks.adding, seed, length=4, batch=2)
-        return [xs for xs, _ in islice(batches, 3)]
+def test_batches_are_drawn_anew_at_every_step_and_the_same_at_the_same_step():
+    def inputs(*seeds):
+        batches = tasks.drawn(lambda rng: tasks.adding(rng, length=4, batch=2), *seeds)
+        return [batches(step)[0] for step in (2, 0, 1)]
 
-    first = three(0)
+    first = inputs(0, 0)
     assert not np.array_equal(first[0], first[1])
-    np.testing.assert_array_equal(first, three(0))
-    assert not np.array_equal(first[0], three(1)[0])
+    np.testing.assert_array_equal(first, inputs(0, 0))
+    assert not np.array_equal(first[0], inputs(1, 0)[0])
+    assert not np.array_equal(first[0], inputs(0, 1)[0])
 
 
 @pytest.mark.parametrize("by_row, shape", [(True, (8, 8)), (False, (64, 1))])
@@ -68,7 +67,9 @@ def test_digits_are_read_in_order_and_split_without_overlap(by_row, shape):
 
 def test_minibatches_show_every_example_once_an_epoch_in_changing_order():
     xs, targets = np.arange(6).reshape(1, 6, 1), np.arange(6)
-    batches = [t for _, t in islice(tasks.minibatches(xs, targets, 0, batch=2), 6)]
+    at = tasks.minibatches(xs, targets, 0, batch=2)
+    batches = [at(step)[1] for step in range(6)]
+    np.testing.assert_array_equal(batches[1], at(1)[1])  # going back as well
     first, second = np.concatenate(batches[:3]), np.concatenate(batches[3:])
     np.testing.assert_array_equal(np.sort(first), targets)
     np.testing.assert_array_equal(np.sort(second), targets)
@@ -76,13 +77,13 @@ def test_minibatches_show_every_example_once_an_epoch_in_changing_order():
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(InputError, match="at least 2"):
+    with pytest.raises(ValueError, match="at least 2"):
         tasks.adding(np.random.default_rng(0), length=1, batch=1)
-    with pytest.raises(InputError, match="more than the 6"):
-        next(tasks.minibatches(np.zeros((1, 6, 1)), np.arange(6), 0, batch=7))
+    with pytest.raises(ValueError, match="more than the 6"):
+        tasks.minibatches(np.zeros((1, 6, 1)), np.arange(6), 0, batch=7)
 
 
 def test_without_scikit_learn_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(InputError, match=r"sklearn is not installed.*\[data\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*is not installed.*\[data\]"):
         tasks.digits(0, by_row=True)

@@ -1,15 +1,22 @@
 """Text as training data: the corpus, its held-out part, and windows that continue one another."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jax_bptt.training.errors import InputError, require
+from trainer.bars import track
+from trainer.errors import InputError, require
 
 PASSAGES_PER_FILE = 40
-"""Into how many passages a user's file is cut, of which whole ones are held out."""
+"""Number of passages at least into which a file is cut; whole ones are held out."""
+LONGEST_PASSAGE = 20_000
+"""Characters of a passage at most."""
+HELD_OUT = 1_000_000
+"""Characters held out at most: reading them takes a network seconds, and their mean is settled."""
 
 
 class Corpus(NamedTuple):
@@ -17,27 +24,13 @@ class Corpus(NamedTuple):
 
     Attributes:
       characters: the alphabet of the whole text, sorted; number k stands for `characters[k]`.
-      train: the training part, [N] int32.
-      held_out: the part that is never trained on, [M] int32.
+      train: the training part, [N], in the smallest unsigned integers that hold the alphabet.
+      held_out: the part that is never trained on, [M], likewise.
     """
 
     characters: str
     train: np.ndarray
     held_out: np.ndarray
-
-
-class Window(NamedTuple):
-    """A stretch of T steps of B texts read side by side.
-
-    Attributes:
-      inputs: characters, [T, B] int32.
-      targets: the character after each of them, [T, B] int32.
-      counts: whether a target counts; false where a lane is filled up beyond its end, [T, B].
-    """
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    counts: np.ndarray
 
 
 def reference_documents() -> list[str]:
@@ -69,15 +62,16 @@ def reference_documents() -> list[str]:
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """Return the user's files as documents, each file cut into passages of equal length.
+    """Return the user's files as documents, each cut into passages of equal length.
 
     Raises:
       InputError: a file cannot be read, or is not UTF-8 text.
     """
     documents = []
-    for path in paths:
+    for path in track(paths, "reading"):
         text = _read(path)
-        cuts = [len(text) * k // PASSAGES_PER_FILE for k in range(PASSAGES_PER_FILE + 1)]
+        passages = max(PASSAGES_PER_FILE, len(text) // LONGEST_PASSAGE)
+        cuts = [len(text) * k // passages for k in range(passages + 1)]
         documents += [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
     return documents
 
@@ -101,7 +95,8 @@ def split(documents: Sequence[str], *, fraction: float = 0.1) -> Corpus:
     """Hold out whole documents, spread over the text, and number the characters.
 
     A document is held out when that keeps the held-out share of all that has been read so far at
-    or below `fraction`. An alphabetical or chronological order then leans neither part to one
+    or below `fraction`, or less of a text so long that this would be more than `HELD_OUT`
+    characters. An alphabetical or chronological order then leans neither part to one
     end, and no document is in both.
 
     Args:
@@ -114,6 +109,7 @@ def split(documents: Sequence[str], *, fraction: float = 0.1) -> Corpus:
     Raises:
       InputError: one of the parts is empty.
     """
+    fraction = min(fraction, HELD_OUT / max(sum(map(len, documents)), 1))
     train, held_out = [], []
     read = held = 0
     for document in documents:
@@ -123,30 +119,46 @@ def split(documents: Sequence[str], *, fraction: float = 0.1) -> Corpus:
             held_out.append(document)
         else:
             train.append(document)
-    train, held_out = "".join(train), "".join(held_out)
     require(
-        bool(train) and len(held_out) > 1,
+        bool(train) and sum(map(len, held_out)) > 1,
         f"the text is too short to hold a part of it out: {read} characters; give a longer one",
     )
-    codes = np.concatenate([_codes(train), _codes(held_out)])
-    alphabet, ids = np.unique(codes, return_inverse=True)
-    ids = ids.astype(np.int32)
+    seen = np.zeros(sys.maxunicode + 1, bool)
+    for document in track(documents, "collecting the alphabet"):
+        seen[_codes(document)] = True
+    alphabet = np.flatnonzero(seen)
+    number = np.zeros(len(seen), np.min_scalar_type(len(alphabet)))
+    number[alphabet] = np.arange(len(alphabet))
+
+    def encoded(part):
+        return np.concatenate([number[_codes(d)] for d in track(part, "numbering characters")])
+
     characters = "".join(map(chr, alphabet.tolist()))
-    return Corpus(characters, ids[: len(train)], ids[len(train) :])
+    return Corpus(characters, encoded(train), encoded(held_out))
 
 
 def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def training_windows(ids: np.ndarray, length: int, batch: int) -> Iterator[Window]:
-    """Yield windows without end, each of which continues the one before.
+def fingerprint(corpus: Corpus) -> str:
+    """Return what tells this training text from others, in a few words."""
+    digest = hashlib.sha256(corpus.characters.encode())
+    digest.update(corpus.train.tobytes())
+    return f"{len(corpus.train):,} characters with sha256 {digest.hexdigest()[:12]}"
+
+
+def training_windows(
+    ids: np.ndarray, length: int, batch: int
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Return the function from w to window w, each of which continues the one before.
 
     Lane b reads the text in a circle from position b N / B, so that window w of it covers
 
         n = b N / B + w T, ..., b N / B + (w + 1) T - 1        (mod N)
 
-    and the state a network has at the end of a window is the one to start the next from.
+    and the state a network has at the end of a window is the one to start the next from. A window
+    is inputs [T, B] and targets [T, B], the character after each, int32.
 
     Args:
       ids: the text, [N].
@@ -163,19 +175,23 @@ def training_windows(ids: np.ndarray, length: int, batch: int) -> Iterator[Windo
         f"{length} steps x {batch} lanes + 1 = {needed}; give a longer text, or a shorter "
         "window or smaller batch",
     )
-    starts = np.arange(batch) * len(ids) // batch
-    steps = np.arange(length)[:, None]
-    counts = np.ones((length, batch), bool)
-    while True:
-        at = (starts + steps) % len(ids)
-        yield Window(ids[at], ids[(at + 1) % len(ids)], counts)
-        starts = (starts + length) % len(ids)
+    first = np.arange(batch) * len(ids) // batch + np.arange(length)[:, None]
+
+    def window(number):
+        at = (first + number * length % len(ids)) % len(ids)
+        return ids[at].astype(np.int32), ids[(at + 1) % len(ids)].astype(np.int32)
+
+    return window
 
 
-def held_out_windows(ids: np.ndarray, length: int, batch: int) -> list[Window]:
+def held_out_windows(
+    ids: np.ndarray, length: int, batch: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return windows that predict every character of a text but the first exactly once.
 
-    The text is cut into B lanes that are read side by side; each starts from a fresh state.
+    The text is cut into B lanes that are read side by side; each starts from a fresh state. A
+    window is inputs and targets, [T, B] int32, and whether a target counts, [T, B]: False where a
+    lane is filled up beyond its end.
 
     Args:
       ids: the text, [M], at least two characters.
@@ -190,7 +206,7 @@ def held_out_windows(ids: np.ndarray, length: int, batch: int) -> list[Window]:
         at = np.arange(batch) * lane + steps
         counts = (steps < lane) & (at < targets)
         at = np.minimum(at, targets - 1)
-        windows.append(Window(ids[at], ids[at + 1], counts))
+        windows.append((ids[at].astype(np.int32), ids[at + 1].astype(np.int32), counts))
     return windows
 
 

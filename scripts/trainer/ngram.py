@@ -19,7 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_bptt.training.errors import require
+from trainer.bars import track
+from trainer.errors import require
+
+CHUNK = 2**22
+"""Characters whose n-grams are counted at once, so that a long text takes no more memory."""
+DENSE = 2**22
+"""Largest number of possible n-grams for which each has a counter; more are sorted instead."""
 
 
 class Level(NamedTuple):
@@ -62,17 +68,39 @@ def count(ids: np.ndarray, *, vocabulary_size: int, order: int = 3) -> NGram:
     """
     base = vocabulary_size + 1
     require(
-        base**order < 2**63,
+        order < 64 and base**order < 2**63,
         f"an n-gram of order {order} over {vocabulary_size} characters is too high; "
         f"take at most {int(63 / math.log2(base))}",
     )
-    grams, counts = np.unique(_keys(ids, order, base), return_counts=True)
+    grams, counts = _counted(ids, order, base)
     levels = [_level(grams, counts, base)]
     for k in range(order - 1, 0, -1):
         # The distinct (k+1)-grams, each without its first character, are the continuations.
         grams, counts = np.unique(grams % base**k, return_counts=True)
         levels.insert(0, _level(grams, counts, base))
     return NGram(vocabulary_size, tuple(levels))
+
+
+def _counted(ids: np.ndarray, order: int, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct n-grams of a text, sorted, and the number of times each occurs."""
+    starts = range(0, max(len(ids) - order + 1, 0), CHUNK)
+    chunks = (
+        _keys(ids[start : start + CHUNK + order - 1], order, base)
+        for start in track(starts, "counting n-grams")
+    )
+    if base**order <= DENSE:
+        every = np.zeros(base**order, np.int64)
+        for keys in chunks:
+            every += np.bincount(keys, minlength=len(every))
+        grams = np.flatnonzero(every)
+        return grams, every[grams]
+    grams = counts = np.zeros(0, np.int64)
+    for keys in chunks:
+        new, often = np.unique(keys, return_counts=True)
+        grams, place = np.unique(np.concatenate([grams, new]), return_inverse=True)
+        both = np.concatenate([counts, often])
+        counts = np.bincount(place, both, len(grams)).astype(np.int64)
+    return grams, counts
 
 
 def _keys(ids: np.ndarray, order: int, base: int) -> np.ndarray:
@@ -133,9 +161,12 @@ def bits_per_character(model: NGram, ids: np.ndarray) -> float:
       model: the counts of another text.
       ids: the text, [M], at least two characters.
     """
-    width = len(model.levels) - 1
-    padded = np.concatenate([np.full(width, model.vocabulary_size), ids])
-    contexts = np.stack([padded[i : i + len(ids)] for i in range(width)], axis=1) if width else None
-    contexts = np.zeros((len(ids), 0), np.int64) if contexts is None else contexts
-    p = probabilities(model, contexts[1:], ids[1:])
-    return float(-np.mean(np.log2(p)))
+    order, base = len(model.levels), model.vocabulary_size + 1
+    before = np.full(max(order - 2, 0), model.vocabulary_size)
+    text = np.concatenate([before, ids]) if order > 1 else ids[1:]
+    # Equal n-grams have equal probabilities, and few of a long text's are distinct.
+    grams, counts = _counted(text, order, base)
+    places = base ** np.arange(order - 1, 0, -1, dtype=np.int64)
+    contexts = grams[:, None] // places % base
+    p = probabilities(model, contexts, grams % base)
+    return float(-np.sum(counts * np.log2(p)) / np.sum(counts))

@@ -1,11 +1,12 @@
-"""Drawings of a run. Needs matplotlib, the extra `plot`."""
+"""The learning curve as a picture. Needs matplotlib, the extra `plot`."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jax_bptt.training.errors import InputError, optional_module, require
+from trainer.errors import optional_module, require
 
 SMOOTHING = 50
 """Steps over which the drawn curve is a running mean."""
@@ -16,24 +17,24 @@ def require_format(path: str) -> None:
     figure = optional_module("matplotlib.figure", extra="plot").Figure()
     known = sorted(figure.canvas.get_supported_filetypes())
     require(
-        Path(path).suffix.removeprefix(".").lower() in known,
+        _format(path) in known,
         f"cannot draw into {path}: its ending is none of {', '.join(known)}",
     )
 
 
 def learning_curve(
     path: str, losses: Sequence[float], *, levels: Mapping[str, float], label: str
-) -> None:
-    """Draw the loss of every step, with horizontal lines to compare it with, into a file.
+) -> bytes:
+    """Return the picture of the loss of every step, with horizontal lines to compare it with.
 
     Args:
-      path: the file; its ending says the format (.png, .svg, .pdf).
+      path: the file it is for; its ending says the format (.png, .svg, .pdf).
       losses: one number a step.
       levels: the lines, by what they are called.
       label: what is on the vertical axis, with its unit.
 
     Raises:
-      InputError: matplotlib is not installed, or the file cannot be written.
+      InputError: matplotlib is not installed.
     """
     figure_class = optional_module("matplotlib.figure", extra="plot").Figure
     figure = figure_class(figsize=(7, 4), layout="constrained")
@@ -46,7 +47,10 @@ def learning_curve(
     axes.set_xlabel("steps")
     axes.set_ylabel(label)
     axes.legend()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError(f"cannot write the plot {path}: {error.strerror}") from error
+    picture = io.BytesIO()
+    figure.savefig(picture, format=_format(path))
+    return picture.getvalue()
+
+
+def _format(path: str) -> str:
+    return Path(path).suffix.removeprefix(".").lower()

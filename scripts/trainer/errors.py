@@ -1,11 +1,14 @@
-"""What goes wrong through the user's input, said in one line."""
+"""Errors that are the user's to mend, said in one line."""
 
+import contextlib
 import importlib
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line for the terminal."""
+    """Input that cannot be used; the message is one line for the terminal."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -14,8 +17,22 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def say(message: str) -> None:
+    """Print a line on stderr."""
+    print(f"train.py: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+    """Raise as `InputError` what the library has to say to values that the user chose."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError) as error:
+        raise InputError(str(error)) from error
+
+
 def optional_module(name: str, *, extra: str) -> ModuleType:
-    """Import module `name`, which comes with an optional `extra` of this package.
+    """Import module `name`, which comes with an optional `extra` of the package.
 
     Raises:
       InputError: it is not installed; the message says how to install it.

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.core.types import PyTree
 from jax_bptt.training.losses import Loss
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}
@@ -18,7 +17,7 @@ gradient at its own places, to 8 bits.
 
 
 def gradient_errors(
-    explicit: Loss, plain: Loss, params: PyTree, state: PyTree, batch: Any
+    explicit: Loss, plain: Loss, params: Any, state: Any, batch: Any
 ) -> dict[str, float]:
     """Return for each parameter max |explicit - plain| / max |plain|, by the parameter's path.
 

@@ -1,0 +1,1 @@
+"""The parts of scripts/train.py: options, text, baselines, checkpoints, reports."""
