@@ -147,10 +147,11 @@ def _devices(args, rows, _):
         return sharding.run(rows, args.devices[0], args.rounds, tick)
 
 
-def _adaptors(args, rows, _):
-    with progress(len(rows) * args.rounds) as tick:
-        compilations = 1 if args.smoke else adaptors.COMPILATIONS
-        return adaptors.run(rows, args.rounds, compilations, tick)
+def _adaptors(args, rows, libraries):
+    rest = [row for row in rows if row not in map(adaptors.row_of, args.kept)]
+    with progress(len(rest) * args.rounds) as tick:
+        measured = adaptors.run(rest, libraries, args.devices, args.rounds, tick)
+    return adaptors.report(args.kept + measured)
 
 
 RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
@@ -228,7 +229,7 @@ MODES = {
         adaptors.tables,
         adaptors.tables,
         None,
-        ("dtype", "rounds"),
+        ("dtype", "peers", "rounds", "devices", "add"),
         adaptors.CELLS,
         adaptors.CELLS,
     ),
@@ -329,13 +330,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.devices = [1]
         if "devices" in mode.options:
             args.devices = _number_of_devices(asked, args.mode)
-    except BadArgument as error:
+        rows = _rows(args, mode)
+        described = environment.describe(max(args.devices))
+        args.kept = []
+        if getattr(args, "add", False):
+            args.kept = adaptors.kept(args.json, described["versions"])
+    except (BadArgument, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    rows = _rows(args, mode)
     missing = roster.absent(getattr(args, "peers", []))
     peers = [name for name in getattr(args, "peers", []) if name not in missing]
-    described = environment.describe(max(args.devices))
     heading = _heading(described, missing, _left_out(rows, args.devices))
     print("\n".join(heading), flush=True)
     with jax.enable_x64(getattr(args, "dtype", "float32") == "float64"):

@@ -163,7 +163,7 @@ def _lstm_to(function, leaves, rule):
 
 
 def _forget_one(rule, dtype):
-    """Return what Haiku adds to the gates i, f, g, o, [4, 1]; of a gradient nothing."""
+    """Return the constants that Haiku adds to the gates i, f, g, o, [4, 1]; zero for a gradient."""
     return np.array([[0], [0 if rule.is_gradient else 1], [0], [0]], dtype)
 
 

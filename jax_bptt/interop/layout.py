@@ -1,4 +1,4 @@
-"""What the mappings share: gate orders, two biases for one, and what is refused.
+"""Parts that the mappings share: gate orders, two biases for one, and refusals.
 
 A gate order is written in our own letters: "a" for the one gate of a simple network, "rzn" for a
 GRU, "ifgo" for an LSTM. Theirs is a permutation of these.
@@ -119,7 +119,7 @@ def _as_numpy(value: Any) -> Any:
 
 
 def mapping(function: str, tree: Any, way_out: str) -> None:
-    """Raise unless `tree` has arrays by name; what to pass instead of a module is the way out."""
+    """Raise unless `tree` has arrays by name; the way out says how to get them from a module."""
     require(
         isinstance(tree, Mapping),
         f"{function}: expected arrays by name, got {kind_of(tree)}. {way_out}",
@@ -138,7 +138,7 @@ def no_bias(function: str, rule: Rule, name: str, like: Any) -> Any:
 
 
 def recognise(function: str, params: Any, refused: Mapping[str, str]) -> tuple[str, Any]:
-    """Return (the name of the cell, params with NumPy leaves), or raise what a target cannot hold.
+    """Return (the name of the cell, params with NumPy leaves), or refuse them.
 
     Args:
       function: on whose behalf the errors are raised.

@@ -80,7 +80,7 @@ def layer(cell: Cell, *, reverse: bool = False) -> Layer:
         if reverse and resets is not None:
             xs = as_arrays("layer", "xs", xs)
             given = sequence.Options(options.get("lengths"), resets)
-            resets = turned_resets(option_checks.stateless("layer", xs, given)).resets
+            resets = _turned_resets(option_checks.stateless("layer", xs, given)).resets
         return unroll(cell, params, xs, state, resets=resets, reverse=reverse, **options)
 
     return Layer(cell.init, cell.initial_state, apply)
@@ -125,7 +125,10 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer) -> Layer:
     _check_direction("forward", forward)
     _check_direction("backward", backward)
     ahead = layer(forward) if isinstance(forward, Cell) else forward
-    back = layer(backward, reverse=True) if isinstance(backward, Cell) else _turned(backward)
+    if isinstance(backward, Cell):
+        back = layer(backward, reverse=True)
+    else:
+        back = turned(backward, "bidirectional")
 
     def init(key):
         prng_key("bidirectional", key)
@@ -162,13 +165,21 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer) -> Layer:
     return Layer(init, initial_state, apply)
 
 
-def _turned(layer: Layer) -> Layer:
-    """Return `layer` on time that runs backwards, each sequence from its own last step."""
+def turned(layer: Layer, function: str) -> Layer:
+    """Return `layer` on time that runs backwards, each sequence from its own last step.
+
+    Args:
+      layer: as it runs forwards.
+      function: the public function on whose behalf errors are raised.
+
+    Returns:
+      A layer whose outputs are where their inputs are, and zero beyond the lengths.
+    """
 
     def apply(params, xs, state=None, *, lengths=None, resets=None, mask=None, **options):
         xs = jax.tree.map(jnp.asarray, xs)
         given = sequence.Options(lengths, resets, mask)
-        given = turned_resets(option_checks.stateless("bidirectional", xs, given))
+        given = _turned_resets(option_checks.stateless(function, xs, given))
         xs, controls, valid = sequence.arrange(xs, given, reverse=True)
         # Padding comes first now: the state is held through it, and its outputs are no outputs.
         last_state, ys = layer.apply(
@@ -179,7 +190,7 @@ def _turned(layer: Layer) -> Layer:
     return layer._replace(apply=apply)
 
 
-def turned_resets(given: sequence.Options) -> sequence.Options:
+def _turned_resets(given: sequence.Options) -> sequence.Options:
     """Return checked options with the resets for time as it is run in reverse.
 
     Where a sequence begins at t, the state starts again at the last step before it, t - 1. What

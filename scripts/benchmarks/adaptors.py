@@ -1,20 +1,23 @@
 """The mode `adaptors`: the gradient through each module of `jax_bptt.interop`, and its original's.
 
-Each adaptor is called as the library's own layer is, with the same weights, and compiled as a user
-would: what it adds to `unroll` is time to trace, and none to run.
+Each is called as users of its library call it, with the same weights, and compiled as they would.
+All run on one device and on one per core, and count in their better setting.
 """
 
 # The libraries are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
 
+import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import jax_bptt as jb
-from benchmarks import library, measure, plain, roster
+from benchmarks import library, measure, peers, plain, race
 from benchmarks.data import Data, Row, draw
 from benchmarks.measure import Prepared
 from benchmarks.models import Model
@@ -26,14 +29,19 @@ SHAPES = tuple(
 """Default (T, B, I, H): sizes of PPO, whose encoder is as wide as the state."""
 
 CELLS = ("gru", "lstm")
-UNROLL = "jb.unroll"
-COMPILATIONS = 2
-"""Of each gradient, of which the shorter counts; a smoke run does one."""
+LIBRARIES = ("nnx", "flax", "equinox")
+SCANNED = "scan with resets"
+DRAWN = 4
+"""Sequences that are drawn; a larger batch repeats them, so that its reference is cheap."""
 
-Way = Callable[[Any, Any], Any]
+NEAR = 1.5
+"""A setting that takes so much longer than the better one at the first try is not timed again."""
+
+Pair = tuple[str, Model, str, Model]
+"""The name and the model of a module of ours, and those of what it takes the place of."""
 
 
-def _nnx(row: Row) -> dict[str, Way]:
+def _nnx(row: Row, own: Model) -> list[Pair]:
     from flax import nnx
 
     module = jb.interop.nnx.Recurrent(library.cell_of(row), time_major=True, rngs=nnx.Rngs(0))
@@ -44,133 +52,213 @@ def _nnx(row: Row) -> dict[str, Way]:
         module.set_params(params)
         return module(xs)
 
-    return {"interop.nnx.Recurrent": run}
+    return [("interop.nnx.Recurrent", own._replace(run=run), "nnx.RNN", peers.flax_nnx(row))]
 
 
-def _linen(row: Row) -> dict[str, Way]:
-    cell = library.cell_of(row)
+def _linen(row: Row, own: Model) -> list[Pair]:
+    import flax.linen as nn
+    from recurrent_ppo.network import FlaxRNN
+
+    cell, theirs = library.cell_of(row), peers.flax_linen(row)
     module = jb.interop.linen.Recurrent(cell, time_major=True)
     scanned = jb.interop.linen.ScannedRNN(cell=cell)
+    copied: Any = FlaxRNN({"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[row.cell])
+
+    def never(xs):
+        """Resets of which XLA does not know that there are none."""
+        return jax.numpy.isnan(xs[..., 0])
 
     def run_scanned(params, xs):
         carry = scanned.initialize_carry(xs.shape[1], row.H, cell)
-        never = jax.numpy.zeros(xs.shape[:2], bool)
-        return scanned.apply(module.from_params(params), carry, (xs, never))[1]
+        return scanned.apply(module.from_params(params), carry, (xs, never(xs)))[1]
 
-    return {
-        "interop.linen.Recurrent": lambda params, xs: module.apply(module.from_params(params), xs),
-        "interop.linen.ScannedRNN": run_scanned,
-    }
+    def run_copied(params, xs):
+        return copied.apply(params, theirs.start(params, xs.shape[1]), (xs, never(xs)))[1]
+
+    def run(params, xs):
+        return module.apply(module.from_params(params), xs)
+
+    return [
+        ("interop.linen.Recurrent", own._replace(run=run), "nn.RNN", theirs),
+        (
+            "interop.linen.ScannedRNN",
+            own._replace(run=run_scanned),
+            SCANNED,
+            theirs._replace(run=run_copied),
+        ),
+    ]
 
 
-def _equinox(row: Row) -> dict[str, Way]:
+def _equinox(row: Row, own: Model) -> list[Pair]:
     import equinox as eqx
 
     module = jb.interop.equinox.Recurrent(library.cell_of(row), key=jax.random.key(0))
 
-    def with_params(params):
+    def filled(params):
         return eqx.tree_at(lambda m: m.params, module, params)
 
+    def run(params, xs):
+        return filled(params)(xs)[1]
+
     def run_mapped(params, xs):
-        return jax.vmap(with_params(params), in_axes=1, out_axes=(0, 1))(xs)[1]
+        return jax.vmap(filled(params), in_axes=1, out_axes=(0, 1))(xs)[1]
 
-    return {
-        "interop.equinox.Recurrent": lambda params, xs: with_params(params)(xs)[1],
-        "interop.equinox.Recurrent, vmap": run_mapped,
-    }
+    theirs = "scan of eqx.nn cell", peers.equinox(row)
+    return [
+        ("interop.equinox.Recurrent", own._replace(run=run), *theirs),
+        ("interop.equinox.Recurrent, vmap", own._replace(run=run_mapped), *theirs),
+    ]
 
 
-ADAPTORS: dict[str, Callable[[Row], dict[str, Way]]] = {
-    "nnx": _nnx,
-    "flax": _linen,
-    "equinox": _equinox,
-}
+PAIRS: dict[str, Callable[[Row, Model], list[Pair]]] = dict(
+    zip(LIBRARIES, (_nnx, _linen, _equinox), strict=True)
+)
 """Modules of ours by the peer whose layer they take the place of."""
 
 
-def run(rows: list[Row], rounds: int, compilations: int, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Check and time all rows; return the JSON report."""
-    missing = roster.absent(list(ADAPTORS))
-    results = [_run_row(row, missing, (rounds, compilations), tick) for row in rows]
-    agrees = all(
-        c["refused"] is None for row in results for c in row["competitors"] if c["original"] != ""
-    )
-    return {"rows": results, "absent": missing, "agrees": agrees}
+def run(
+    rows: list[Row], libraries: list[str], devices: list[int], rounds: int, tick: Callable[[], Any]
+) -> list[dict[str, Any]]:
+    """Check and time all rows, with those of the libraries that there are; return them measured."""
+    results = []
+    for row in rows:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
+            own = library.model(row, jb.bptt())
+            pairs = [p for name in LIBRARIES if name in libraries for p in PAIRS[name](row, own)]
+            results.append(run_row(row, pairs, race.usable(row, devices), rounds, tick))
+    return results
 
 
-def _run_row(
-    row: Row, missing: dict[str, str], counts: tuple[int, int], tick: Callable[[], Any]
+def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON report: rows in order, geometric means, and whether the library agreed."""
+    measured = sorted(measured, key=lambda row: [row[k] for k in ("T", "B", "H", "I", "cell")])
+    agrees = all(p["ours"]["refused"] is None for row in measured for p in row["pairs"])
+    return {"rows": measured, "summary": summaries(measured), "agrees": agrees}
+
+
+def run_row(
+    row: Row, pairs: list[Pair], devices: list[int], rounds: int, tick: Callable[[], Any]
 ) -> dict[str, Any]:
-    data, (rounds, compilations) = draw(row), counts
-    expected = plain.reference(data, row.cell)
-    entries, calls = [], {}
-    for name, (model, original) in _ways(row, missing).items():
-        prepared, seconds = _prepare(model, data, compilations)
-        errors = measure.errors(prepared.results(prepared.call()), expected)
-        refused = measure.refusal(errors, row.dtype)
+    """Check both of every pair against float64, then time those that agree."""
+    data, expected = repeated(row)
+    models = {}
+    for ours, own, theirs, original in pairs:
+        models |= {ours: own, theirs: original}
+    entries, calls = {}, {}
+    for name, model in models.items():
+        settings = {n: _prepare(model, data, n) for n in devices}
+        errors = [measure.errors(p.results(p.call()), expected) for p in settings.values()]
+        worst = {leaf: max(each[leaf] for each in errors) for leaf in errors[0]}
+        refused = measure.refusal(worst, row.dtype)
+        entries[name] = {"error": max(worst.values()), "refused": refused}
+        entries[name] |= {"compile_s": settings[devices[0]].compile_seconds}
         if refused is None:
-            calls[name] = prepared.call
-        entries.append(
-            {
-                "name": name,
-                "original": original,
-                "compile_s": seconds,
-                "error": max(errors.values()),
-                "refused": refused,
-            }
-        )
+            calls |= {(name, n): prepared.call for n, prepared in settings.items()}
+    if len(devices) > 1:
+        first = {key: float(s[0]) for key, s in measure.rounds(calls, 1, lambda: None).items()}
+        best = {name: min(first[name, n] for n in devices) for name, _ in calls}
+        calls = {key: call for key, call in calls.items() if first[key] < NEAR * best[key[0]]}
     seconds = measure.rounds(calls, rounds, tick)
-    by_name = {each["name"]: each for each in entries}
-    for each in entries:
-        if each["name"] in seconds:
-            own, theirs = seconds[each["name"]], seconds.get(each["original"])
-            each |= measure.spread(own)
-            each["original_ratio"] = None if theirs is None else measure.ratio(theirs, own)
-            each["compile_ratio"] = None
-            if each["original"] in by_name:
-                each["compile_ratio"] = by_name[each["original"]]["compile_s"] / each["compile_s"]
-    return {**row._asdict(), "competitors": entries}
+    for name, n in sorted(seconds, key=lambda key: -float(np.median(seconds[key]))):
+        entries[name] |= {"devices": n, **measure.spread(seconds[name, n])}
+    found = [_pair(ours, theirs, entries, seconds) for ours, _, theirs, _ in pairs]
+    return {**row._asdict(), "devices": devices, "pairs": found}
 
 
-def _ways(row: Row, missing: dict[str, str]) -> dict[str, tuple[Model, str]]:
-    """Return what competes on a row, each with the name of what it takes the place of."""
-    own = library.model(row, jb.bptt())
-    default = own._replace(run=lambda params, xs: jb.unroll(library.cell_of(row), params, xs)[1])
-    found = {UNROLL: (default, roster.PLAIN), roster.PLAIN: (plain.plain(row.cell), "")}
-    for peer, make in ADAPTORS.items():
-        if peer not in missing and (model := roster.jax_model(peer, row)) is not None:
-            found |= {name: (own._replace(run=way), peer) for name, way in make(row).items()}
-            found[peer] = (model, "")
+def _pair(ours, theirs, entries, seconds):
+    """Return both entries of a pair, and their times as ratios: theirs over ours."""
+    found = {"module": ours, "original": theirs, "ours": entries[ours], "theirs": entries[theirs]}
+    chosen = [seconds.get((name, entries[name].get("devices"))) for name in (theirs, ours)]
+    found["ratio"] = None if chosen[0] is None else measure.ratio(chosen[0], chosen[1])
+    found["compile_ratio"] = entries[theirs]["compile_s"] / entries[ours]["compile_s"]
     return found
 
 
-def _prepare(model: Model, data: Data, compilations: int) -> tuple[Prepared, float]:
-    """Compile a gradient from nothing, more than once; return the last and the least time."""
-    seconds, prepared = [], None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
-        for _ in range(compilations):
-            jax.clear_caches()
-            prepared = measure.prepare(model, data, measure.GRADIENT, None)
-            seconds.append(prepared.compile_seconds)
-    assert prepared is not None
-    return prepared, min(seconds)
+def repeated(row: Row) -> tuple[Data, dict[str, np.ndarray]]:
+    """Return data of a batch that repeats a few sequences, and its gradient in float64.
+
+    The gradient of the weights is a sum over sequences, so that the few tell it.
+    """
+    drawn = min(row.B, DRAWN)
+    times, rest = divmod(row.B, drawn)
+    if rest:
+        drawn, times = row.B, 1
+    few = draw(row._replace(B=drawn))
+    expected = plain.reference(few, row.cell)
+    expected = {
+        name: np.tile(a, (1, times, 1)) if name in ("xs", "ys") else times * a
+        for name, a in expected.items()
+    }
+    return few._replace(row=row, xs=np.tile(few.xs, (1, times, 1))), expected
+
+
+def _prepare(model: Model, data: Data, devices: int) -> Prepared:
+    """Compile a gradient from nothing."""
+    jax.clear_caches()
+    return measure.prepare(model, data, measure.GRADIENT, measure.mesh_of(devices))
+
+
+def kept(path: Path | None, versions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the measured rows of a JSON file of the same versions; none if there is no file.
+
+    Raises:
+      ValueError: no file is named, or it is of other versions.
+    """
+    if path is None:
+        raise ValueError("--add adds to a file: name it by --json FILE")
+    if not path.exists():
+        return []
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if old["environment"]["versions"] != versions:
+        raise ValueError(f"--add: {path} was measured with other versions")
+    return old["rows"]
+
+
+def row_of(measured: dict[str, Any]) -> Row:
+    """Return which row was measured."""
+    return Row(*(measured[field] for field in Row._fields))
+
+
+def summaries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return geometric means over the rows of both ratios: of each module, and of all together."""
+    ratios: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for pair in row["pairs"]:
+            if pair["ratio"] is not None:
+                both = pair["ratio"], pair["compile_ratio"]
+                for name in (pair["module"], "all"):
+                    ratios.setdefault(name, []).append(both)
+    means = {name: np.exp(np.mean(np.log(each), axis=0)) for name, each in ratios.items()}
+    return {
+        name: {"run": float(run), "compile": float(compiled), "rows": len(ratios[name])}
+        for name, (run, compiled) in means.items()
+    }
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Return the table of the mode."""
-    header = ["row", "module", "ms", "compile s", "in place of", "its ms / ours", "its s / ours"]
-    lines = [[str(_row(row)), *_line(c)] for row in report["rows"] for c in row["competitors"]]
-    return [Table("Gradient through the modules for other libraries", header, lines)]
+    """Return the tables of the mode."""
+    header = ["T, B, H", "cell", "module", "ms", "devices", "in place of", "ms", "devices"]
+    header += ["time ratio", "compile s", "its compile s"]
+    lines = [_line(row, pair) for row in report["rows"] for pair in row["pairs"]]
+    means = [
+        [name, f"{s['run']:.2f}", f"{s['compile']:.2f}", str(s["rows"])]
+        for name, s in report["summary"].items()
+    ]
+    title = "Gradient through the modules for other libraries; ratios are theirs over ours"
+    head = ["geometric mean", "time ratio", "compile ratio", "rows"]
+    return [Table(title, header, lines), Table("", head, means)]
 
 
-def _line(c):
-    if c["refused"] is not None:
-        return [c["name"], "-", "-", c["original"], "-", c["refused"]]
-    line = [c["name"], f"{c['seconds'] * 1e3:.3g}", f"{c['compile_s']:.2f}"]
-    ratios = (c["original_ratio"], c["compile_ratio"])
-    return [*line, c["original"], *("" if r is None else f"{r:.2f}" for r in ratios)]
+def _line(row, pair):
+    ours, theirs = pair["ours"], pair["theirs"]
+    where = [f"{row['T']}, {row['B']}, {row['H']}", row["cell"]]
+    both = [*_time(pair["module"], ours), *_time(pair["original"], theirs)]
+    ratio = "-" if pair["ratio"] is None else f"{pair['ratio']:.2f}"
+    return [*where, *both, ratio, f"{ours['compile_s']:.2f}", f"{theirs['compile_s']:.2f}"]
 
 
-def _row(row):
-    return Row(*(row[field] for field in Row._fields))
+def _time(name, entry):
+    if entry["refused"] is not None:
+        return [name, entry["refused"], "-"]
+    return [name, f"{1e3 * entry['seconds']:.3g}", str(entry["devices"])]

@@ -99,6 +99,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "--rss",
         {"action": "store_true", "help": "peak resident memory too, a process each"},
     ),
+    "add": (
+        "--add",
+        {"action": "store_true", "help": "keep the rows that the file of --json has already"},
+    ),
     "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
 }
 """What modes can take: the flag, and its settings for argparse."""

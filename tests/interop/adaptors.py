@@ -1,4 +1,4 @@
-"""What the tests of `interop.nnx.Recurrent` and `interop.linen.Recurrent` share.
+"""Parts that the tests of `interop.nnx.Recurrent` and `interop.linen.Recurrent` share.
 
 One network, run by a module of ours and by Flax's own layer with the same weights, in calls that
 have every argument of theirs between them.
@@ -51,7 +51,7 @@ CASES = [
 ]
 
 QUICK_NNX, QUICK_LINEN = {CASES[6]}, {CASES[1], CASES[5]}
-"""What the quick run takes of them for each library."""
+"""The cases that the quick run takes, for each library."""
 
 
 def standard():

@@ -1,4 +1,4 @@
-"""What the tests of several libraries share: random parameters, one network run twice."""
+"""Parts that the tests of several libraries share: random parameters, one network run twice."""
 
 import functools
 from collections.abc import Callable

@@ -302,3 +302,36 @@ def test_transformations_of_linen_and_of_jax():
     assert_close(gradient(again), gradient(layer), CLOSE)
     assert layer.clone(reverse=True).layer == layer.layer
     assert "gru(input_size=3, hidden_size=4)" in repr(layer)
+
+
+class Block(nn.Module):
+    """A layer with dropout, as a parent that is scanned over layers has it."""
+
+    @nn.compact
+    def __call__(self, xs, _):
+        layer = jb.stack(jb.layer(jb.gru(I, I)), jb.dropout(rate=0.5))
+        return interop.linen.Recurrent(layer, deterministic=False)(xs), None
+
+
+@pytest.mark.slow
+def test_within_a_parent_that_is_scanned_over_layers_or_rematerialised():
+    def scanned(block):
+        settings: Any = {"params": True, "dropout": True}
+        return nn.scan(block, variable_axes={"params": 0}, split_rngs=settings, length=3)()
+
+    streams = {"params": KEY, "dropout": jax.random.key(1)}
+    with standard():
+        variables = scanned(Block).init(streams, XS, None)
+        shapes = {a.shape[0] for a in jax.tree.leaves(variables)}
+        assert shapes == {3}
+
+        def gradient(module):
+            def loss(variables):
+                ys, _ = module.apply(variables, XS, None, rngs={"dropout": jax.random.key(2)})
+                return jnp.sum(ys**2), ys
+
+            return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+        d_plain, ys = gradient(scanned(Block))
+        assert np.any(ys != 0)
+        assert_close(gradient(scanned(nn.remat(Block))), (d_plain, ys), CLOSE)

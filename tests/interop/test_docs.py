@@ -1,4 +1,4 @@
-"""The snippets of docs/interop.md, section by section, where the library is installed."""
+"""The snippets of docs/interop*.md, section by section, where the library is installed."""
 
 import doctest
 import re
@@ -10,21 +10,33 @@ import pytest
 
 from tests.registry import slow_unless
 
-PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S))
-
-
+PAGES = sorted((Path(__file__).parents[2] / "docs").glob("interop*.md"))
+SECTIONS = {
+    (page.stem, title): text
+    for page in PAGES
+    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)
+    if ">>> " in text
+}
+LIBRARIES = r"^>>> (?:import|from) (flax|equinox|haiku|orbax|safetensors)"
 QUICK = ("Plain JAX",)
 
 
-@pytest.mark.parametrize("title", [slow_unless(title in QUICK, title) for title in SECTIONS])
-def test_snippets(title):
-    text = SECTIONS[title]
-    for library in re.findall(r"^>>> (?:import|from) (flax|equinox|haiku|orbax)", text, re.M):
+def test_no_page_is_left_out():
+    titles = {title for _, title in SECTIONS}
+    wanted = {"Flax nnx", "Flax linen", "Equinox", "Haiku", "Plain JAX", "orbax", "safetensors"}
+    assert titles >= wanted | {"jax.export"}
+
+
+@pytest.mark.parametrize(
+    "page, title", [slow_unless(where[1] in QUICK, *where) for where in SECTIONS]
+)
+def test_snippets(page, title):
+    text = SECTIONS[page, title]
+    for library in re.findall(LIBRARIES, text, re.M):
         pytest.importorskip("orbax.checkpoint" if library == "orbax" else library)
     if ".serialize()" in text:
         pytest.importorskip("flatbuffers")
-    test = doctest.DocTestParser().get_doctest(text, {}, title, str(PAGE), 0)
+    test = doctest.DocTestParser().get_doctest(text, {}, title, f"docs/{page}.md", 0)
     assert test.examples
     printed = []
     # As the reader has JAX; what a library deprecates is not for this page to mend.

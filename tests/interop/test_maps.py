@@ -1,4 +1,4 @@
-"""What holds for every library's mapping, the libraries themselves not needed."""
+"""Properties of every library's mapping, without the libraries themselves."""
 
 import subprocess
 import sys
@@ -227,7 +227,7 @@ def test_refuses_by_name(function, argument, words):
 
 
 class Module:
-    """Of some library, where its arrays by name were to be passed."""
+    """A module of some library, in place of its arrays by name."""
 
 
 @pytest.mark.parametrize(

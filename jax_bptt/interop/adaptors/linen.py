@@ -105,7 +105,7 @@ class Recurrent(nn.Module):
     algorithm: Any = None
 
     def __post_init__(self):
-        """Check the settings, and hold what linen must not take apart."""
+        """Check the settings, and hold the tuples that linen would copy."""
         for name, default in _SCAN_SETTINGS.items():
             given = getattr(self, name)
             given = dict(given) if isinstance(given, Mapping) else given
@@ -134,20 +134,10 @@ class Recurrent(nn.Module):
         deterministic: bool | None = None,
         resets: Any = None,
     ) -> Any:
-        """Run the layer over sequences; what is None is as the constructor was told.
+        """Run the layer over sequences; None is the value of the module's field.
 
-        Args:
-          inputs: [*batch, T, ...], or [T, *batch, ...] where `time_major`.
-          initial_carry: the state to start from; None for the layer's own.
-          init_key: not read, for no carry is drawn.
-          seq_lengths: integer [*batch], the number of steps of each sequence.
-          return_carry: whether to return (carry, outputs).
-          time_major: whether time is the first axis.
-          reverse: whether each sequence runs from its last step to its first.
-          keep_order: whether outputs of a reversed run stay where their inputs are; without it they
-            come in the order of the run, padding at the end.
-          deterministic: whether to draw no masks.
-          resets: bool, on the axes of time and batch: the first steps of new sequences.
+        The arguments are those of `interop.nnx.Recurrent`. Masks are drawn from the stream
+        `dropout`, and `init_key` is not read, for no carry is drawn.
 
         Returns:
           outputs, or (carry, outputs): the state after each sequence's last step.
@@ -235,7 +225,7 @@ class ScannedRNN(nn.Module):
     algorithm: Any = None
 
     def __post_init__(self):
-        """Hold what linen must not take apart."""
+        """Hold the tuples that linen would copy."""
         _hold(self, "cell", lambda given: given)
         _hold(self, "algorithm", lambda given: given)
         super().__post_init__()

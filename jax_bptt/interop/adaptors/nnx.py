@@ -111,7 +111,7 @@ class Recurrent(nnx.Module):
         deterministic: bool | None = None,
         resets: Any = None,
     ) -> Any:
-        """Run the layer over sequences; what is None is as the constructor was told.
+        """Run the layer over sequences; None is the setting of the constructor.
 
         Args:
           inputs: [*batch, T, ...], or [T, *batch, ...] where `time_major`.
@@ -225,7 +225,7 @@ def _dropout(rngs: Any) -> Any:
 
 
 def _refuse(unroll: int, state_axes: Any, broadcast_rngs: Any) -> None:
-    """Raise where an argument of `nnx.RNN` asks for what there is none of."""
+    """Raise where an argument of `nnx.RNN` has no meaning here."""
     require(
         unroll == 1,
         f"{_NAME}: unroll={unroll} cannot be had: blocks of time are linearised at once instead. "

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.algorithms import option_checks
 from jax_bptt.algorithms.tree_checks import as_arrays, same_structure
 from jax_bptt.core import sequence
 from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Algorithm, Cell, PyTree
 from jax_bptt.layers.batch_major import batch_major
 from jax_bptt.layers.dropout import dropout, variational_dropout
-from jax_bptt.layers.layer import Layer, turned_resets
+from jax_bptt.layers.layer import Layer, turned
 from jax_bptt.layers.layer import layer as layer_of
 from jax_bptt.layers.recurrent_dropout import recurrent_dropout, recurrent_dropout_per_step
 from jax_bptt.layers.zoneout import zoneout
@@ -99,20 +98,18 @@ def run(function: str, layer: Layer, params: PyTree, call: Call) -> tuple[PyTree
             lengths.shape == batch,
             f"{function}: seq_lengths.shape={lengths.shape}, but the inputs say *batch={batch}.",
         )
-    own: dict[str, Any] = {"key": call.key, "algorithm": call.algorithm}
-    if not call.reverse:
-        given = {"lengths": lengths, "resets": resets}
-        carry, ys = layer.apply(params, xs, call.initial_carry, **given, **own)
-    else:
-        # Padding comes first when time is turned round: the state is held through it.
-        options = option_checks.stateless(function, xs, sequence.Options(lengths, resets))
-        options = turned_resets(options)
-        xs, controls, valid = sequence.arrange(xs, options, reverse=True)
-        given = {"resets": controls.reset, "mask": controls.advance}
-        carry, ys = layer.apply(params, xs, call.initial_carry, **given, **own)
-        ys = sequence.restore(ys, valid, reverse=True)
-        if not call.keep_order:
-            ys = _flipped(ys, lengths)
+    run_layer = turned(layer, function) if call.reverse else layer
+    carry, ys = run_layer.apply(
+        params,
+        xs,
+        call.initial_carry,
+        lengths=lengths,
+        resets=resets,
+        key=call.key,
+        algorithm=call.algorithm,
+    )
+    if call.reverse and not call.keep_order:
+        ys = _flipped(ys, lengths)
     if not call.time_major:
         ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, len(batch)), ys)
     return carry, ys
