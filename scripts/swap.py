@@ -58,6 +58,9 @@ SWAPS = {
 }
 """Of each program the pieces of text that are exchanged, each of which it has once."""
 
+PEERS = {"nnx": "nnx", "linen": "flax", "equinox": "equinox"}
+"""How the benchmark calls the libraries."""
+
 SYMBOLS, BACK = 8, 3
 POINTS = 4
 """Of a learning curve, in the table."""
@@ -199,9 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.markdown is not None and (reason := report.unwritable(args.markdown, MODE)):
         parser().error(reason)
-    packages = {"linen": "flax"}
-    wanted = dict.fromkeys(packages.get(library, library) for library in args.libraries)
-    for reason in roster.absent(list(wanted)).values():
+    for reason in roster.absent([PEERS[library] for library in args.libraries]).values():
         parser().error(reason)
     sizes = Sizes(args.updates, args.batch, args.steps, args.hidden)
     found, blocks = {}, []

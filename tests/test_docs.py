@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # README is run by pytest itself, and interop section by section, where a library is installed.
-ELSEWHERE = "README.md", "interop.md"
+ELSEWHERE = "README.md", "interop.md", "interop-saving.md"
 RUN = [page for page in PAGES if page.name not in ELSEWHERE and ">>> " in page.read_text()]
 
 FENCED = re.compile(r"^```.*?^```", re.M | re.S)

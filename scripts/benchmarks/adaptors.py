@@ -41,6 +41,13 @@ Pair = tuple[str, Model, str, Model]
 """The name and the model of a module of ours, and those of what it takes the place of."""
 
 
+def _theirs(library: str, row: Row) -> Model:
+    """Return a library's own layer; it has both cells of the mode."""
+    model = peers.MODELS[library](row)
+    assert model is not None
+    return model
+
+
 def _nnx(row: Row, own: Model) -> list[Pair]:
     from flax import nnx
 
@@ -52,14 +59,14 @@ def _nnx(row: Row, own: Model) -> list[Pair]:
         module.set_params(params)
         return module(xs)
 
-    return [("interop.nnx.Recurrent", own._replace(run=run), "nnx.RNN", peers.flax_nnx(row))]
+    return [("interop.nnx.Recurrent", own._replace(run=run), "nnx.RNN", _theirs("nnx", row))]
 
 
 def _linen(row: Row, own: Model) -> list[Pair]:
     import flax.linen as nn
     from recurrent_ppo.network import FlaxRNN
 
-    cell, theirs = library.cell_of(row), peers.flax_linen(row)
+    cell, theirs = library.cell_of(row), _theirs("flax", row)
     module = jb.interop.linen.Recurrent(cell, time_major=True)
     scanned = jb.interop.linen.ScannedRNN(cell=cell)
     copied: Any = FlaxRNN({"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[row.cell])
@@ -103,7 +110,7 @@ def _equinox(row: Row, own: Model) -> list[Pair]:
     def run_mapped(params, xs):
         return jax.vmap(filled(params), in_axes=1, out_axes=(0, 1))(xs)[1]
 
-    theirs = "scan of eqx.nn cell", peers.equinox(row)
+    theirs = "scan of eqx.nn cell", _theirs("equinox", row)
     return [
         ("interop.equinox.Recurrent", own._replace(run=run), *theirs),
         ("interop.equinox.Recurrent, vmap", own._replace(run=run_mapped), *theirs),
@@ -145,7 +152,8 @@ def run_row(
     models = {}
     for ours, own, theirs, original in pairs:
         models |= {ours: own, theirs: original}
-    entries, calls = {}, {}
+    entries: dict[str, dict[str, Any]] = {}
+    calls: dict[tuple[str, int], Callable[[], Any]] = {}
     for name, model in models.items():
         settings = {n: _prepare(model, data, n) for n in devices}
         errors = [measure.errors(p.results(p.call()), expected) for p in settings.values()]

@@ -1,6 +1,6 @@
 """A tagger in Flax nnx: a tag for each symbol of a sequence."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportArgumentType=false
 
 import optax
 from flax import nnx
