@@ -113,12 +113,15 @@ def perturbed(rng: np.random.Generator, tree: Any) -> Any:
 
 
 def stacked(layers: list[Layer]) -> Layer:
-    """Return layers one upon the other; every option applies to each of them."""
+    """Return layers one upon the other; each has its own reset_state, other options are for all."""
 
-    def run(params, xs, state, **options):
+    def run(params, xs, state, *, reset_state=None, **options):
         last = []
-        for layer, p, s in zip(layers, params, state, strict=True):
-            after, xs = layer.run(p, xs, s, **options)
+        starts = [{}] * len(layers)
+        if reset_state is not None:
+            starts = [{"reset_state": start} for start in reset_state]
+        for layer, p, s, start in zip(layers, params, state, starts, strict=True):
+            after, xs = layer.run(p, xs, s, **start, **options)
             last.append(after)
         return last, xs
 

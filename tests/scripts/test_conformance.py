@@ -63,6 +63,12 @@ def test_every_library_runs(script, capsys, name):
     assert table["finite_differences"] == table["every_bias"] == ["ok"], text
 
 
+def test_each_layer_of_a_stack_goes_back_to_its_own_state(script, capsys):
+    argv = "--libraries", "jax_bptt", "--cells", "stack", "--properties", "resets"
+    status, text = run(script, capsys, *argv)
+    assert status == 0 and rows(text.partition("\n\n")[2])["resets"] == ["ok"], text
+
+
 def _broken(case):
     def gradient(*arguments, **options):
         d_params, d_xs, d_state = case.subject.gradient(*arguments, **options)
