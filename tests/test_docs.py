@@ -1,5 +1,6 @@
-"""The pages of README and docs: links, snippets, files they name, and the size of the README."""
+"""README and docs: links, snippets, files they name, size of the README; openings of docstrings."""
 
+import ast
 import doctest
 import re
 import warnings
@@ -119,3 +120,20 @@ def test_the_swaps_of_the_readme():
     for _, code in swaps:
         exec(code, names)
     assert names["params"].w_s.shape == (8, 4, 8)
+
+
+def without_a_subject(source):
+    """Return the docstrings, of constants as well, that begin with a clause for their subject."""
+    nodes = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
+    texts = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return [text for text in texts if re.match(r"\s*(What|Which of|Of)\b", str(text))]
+
+
+def test_docstrings_begin_with_a_subject():
+    files = (ROOT / "jax_bptt").rglob("*.py")
+    assert {path: found for path in files if (found := without_a_subject(path.read_text()))} == {}
+
+
+def test_a_docstring_without_a_subject_is_found():
+    source = '"""What it does."""\nN = 1\n"""Of a page."""\ndef f():\n    """Whatever it is."""'
+    assert without_a_subject(source) == ["What it does.", "Of a page."]
