@@ -30,6 +30,8 @@ FORMAT = 1
 KEEP = 2
 """Number of good checkpoints that a folder holds once it has so many."""
 NEW, OLD = ".new", ".old"
+BESIDE = 2**18
+"""Bytes that a checkpoint takes beside its arrays, at most: a dozen small files."""
 
 
 class Saved(NamedTuple):
@@ -91,6 +93,7 @@ def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
+        _require_space(new / "space", sum(array.nbytes for array in arrays.values()) + BESIDE)
         with _orbax().PyTreeCheckpointer() as checkpointer:
             checkpointer.save(new / "arrays", arrays)
         digests = {"files": _digest_of_files(new / "arrays"), "arrays": _digest_of_arrays(arrays)}
@@ -200,6 +203,17 @@ def _digest_of_arrays(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _require_space(path: Path, size: int) -> None:
+    """Raise `OSError` unless there is room for so many bytes.
+
+    orbax that finds a full disk prints a traceback from each of its threads.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "xb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        path.unlink()
 
 
 def _remove(place: Path) -> None:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, signals: Signals) -> int:
     except (InputError, FloatingPointError) as error:
         say(f"error: {error}")
     except MemoryError as error:
-        say(f"error: out of memory: {error or 'take smaller sizes'}")
+        say(f"error: out of memory: {str(error) or 'take smaller sizes'}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

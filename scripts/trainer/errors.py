@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 
 class InputError(ValueError):
@@ -18,8 +19,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def say(message: str) -> None:
-    """Print a line on stderr."""
-    print(f"train.py: {message}", file=sys.stderr, flush=True)
+    """Print a line on stderr, above a progress bar if there is one."""
+    tqdm = sys.modules.get("tqdm")
+    write: Any = tqdm.tqdm.write if tqdm else print
+    write(f"train.py: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 import jax_bptt as jb
 from trainer.errors import require
 
@@ -51,24 +53,30 @@ def build(network: Network) -> jb.Layer:
 def require_memory(network: Network, steps: int, batch: int) -> None:
     """Raise `InputError` for a network that this machine cannot train whatever is done.
 
-    A lower bound: parameters, gradient and Adam's two moments of the recurrent matrices, and the
-    states of one batch. Without it the kernel would end the process, and no line would say why.
+    A lower bound: parameters, gradient and Adam's two moments, and the states of one batch. Without
+    it the kernel would end the process, and no line would say why.
 
     Args:
       network: the sizes.
       steps: T of a batch.
       batch: B.
     """
-    units = network.hidden_size * network.depth
-    numbers = 4 * units * network.hidden_size + steps * batch * units
-    needed = numbers * (8 if network.precision == "float64" else 4)
-    there = memory()
-    require(
-        needed <= there,
-        f"out of memory: parameters, optimiser and states take {needed / 2**30:,.0f} GiB or more, "
-        f"and this machine has {there / 2**30:,.1f}; take a smaller --hidden, --layers, --batch "
-        "or length",
-    )
+    units, there = network.hidden_size * network.depth, memory()
+    states = steps * batch * units
+
+    def check(weights: int) -> None:
+        needed = (4 * weights + states) * (8 if network.precision == "float64" else 4)
+        require(
+            needed <= there,
+            f"out of memory: parameters, optimiser and states take {needed / 2**30:,.0f} GiB or "
+            f"more, and this machine has {there / 2**30:,.1f}; take a smaller --hidden, --layers, "
+            "--batch or length",
+        )
+
+    # The smallest recurrent matrices first: an array of more than 2^31 rows is none to JAX.
+    check(units * network.hidden_size)
+    drawn = jax.eval_shape(build(network).init, jax.random.key(0))
+    check(sum(leaf.size for leaf in jax.tree.leaves(drawn)))
 
 
 def memory() -> int:

@@ -14,6 +14,7 @@ keeps a character that only ever follows one context from looking frequent after
 never seen has P_k = P_{k-1}. Every P_k(. | h) sums to one.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -94,13 +95,21 @@ def _counted(ids: np.ndarray, order: int, base: int) -> tuple[np.ndarray, np.nda
             every += np.bincount(keys, minlength=len(every))
         grams = np.flatnonzero(every)
         return grams, every[grams]
-    grams = counts = np.zeros(0, np.int64)
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for keys in chunks:
-        new, often = np.unique(keys, return_counts=True)
-        grams, place = np.unique(np.concatenate([grams, new]), return_inverse=True)
-        both = np.concatenate([counts, often])
-        counts = np.bincount(place, both, len(grams)).astype(np.int64)
-    return grams, counts
+        parts.append(np.unique(keys, return_counts=True))
+        # Merged with its like alone, a count is moved as often as the logarithm of the chunks.
+        while len(parts) > 1 and len(parts[-2][0]) <= 2 * len(parts[-1][0]):
+            parts.append(_merged(parts.pop(), parts.pop()))
+    return functools.reduce(_merged, reversed(parts))
+
+
+def _merged(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    grams, place = np.unique(np.concatenate([one[0], other[0]]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([one[1], other[1]]), len(grams))
+    return grams, counts.astype(np.int64)
 
 
 def _keys(ids: np.ndarray, order: int, base: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 import train
-from trainer import check, interrupts
+from trainer import check, interrupts, plot, session
+from trainer.errors import InputError
 
 from jax_bptt.training import devices
-from tests.registry import slow_unless
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--hidden", "4", "--batch", "3", "--steps", "3"]
@@ -83,6 +83,59 @@ def test_tasks_report_their_result_beside_the_baseline(argv, baseline, capsys):
     assert f"baseline  {baseline}" in out
     assert "held-out  " in out and "winner" in out
     assert "bfloat16: ok" in out or "--check" not in argv
+
+
+def test_figures_are_written_before_pictures_and_one_does_not_take_the_other(
+    tmp_path, monkeypatch, capsys
+):
+    argv = ["adding", *TINY, "--cell", "elman", "--length", "4"]
+    picture = tmp_path / "c.svg"
+    assert run([*argv, "--json", "/dev/full", "--plot", str(picture)]) == 3
+    captured = capsys.readouterr()
+    assert "train.py: cannot write /dev/full: No space left" in captured.err.splitlines()[-1]
+    assert "held-out" in captured.out and picture.stat().st_size > 1000
+
+    def undrawable(path, curve, **options):
+        assert (tmp_path / "r.json").exists()
+        raise InputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(plot, "learning_curve", undrawable)
+    assert run([*argv, "--json", str(tmp_path / "r.json"), "--plot", str(picture)]) == 3
+    assert json.loads((tmp_path / "r.json").read_text())["steps"] == 3
+
+
+def test_outputs_are_tried_before_training(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for option in "--json", "--plot", "--checkpoint":
+        assert run(["adding", *TINY, option, str(tmp_path / "c.png")]) == 2
+        captured = capsys.readouterr()
+        assert "No space left on device" in captured.err and captured.err.count("\n") == 1
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes\nmore"),
+            "smaller sizes: RESOURCE",
+        ),
+        (MemoryError(), "take smaller sizes"),
+        (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate 9 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_status_2(error, message, monkeypatch, capsys):
+    def exhausted(*args):
+        raise error
+
+    monkeypatch.setattr(session, "run", exhausted)
+    assert run(["adding", *TINY]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("train.py: error: out of memory")
+    assert message in captured.err and captured.err.count("\n") == 1
 
 
 def test_two_devices_learn_what_one_does(essay, tmp_path, capsys):
@@ -201,7 +254,8 @@ def test_the_first_interrupt_asks_and_the_second_is_final():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("moment", [slow_unless(False, "compiling"), "training"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiling", "training"])
 def test_an_interrupt_ends_cleanly_with_what_was_learned(moment, essay, tmp_path, request):
     argv = [*CHARS, "--text", essay, "--steps", "1000000", "--json", str(tmp_path / "r.json")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -31,9 +31,15 @@ def test_tokens_are_embedded_and_bfloat16_is_of_products_alone():
 
 
 def test_more_than_memory_can_hold_is_refused_with_both_sizes(monkeypatch):
-    monkeypatch.setattr(network, "memory", lambda: 4 * (4 * 100 + 7 * 2 * 10))
-    fits = Network("lstm", 10, 1, "float32", 4, 5)
+    weights = 3 * 10 * (10 + 4) + 3 * 10 + 10 + 10 * 5
+    monkeypatch.setattr(network, "memory", lambda: 4 * (4 * weights + 7 * 2 * 10))
+    fits = Network("gru", 10, 1, "float32", 4, 5)
     network.require_memory(fits, steps=7, batch=2)
-    for steps, batch, more in (8, 2, {}), (7, 3, {}), (7, 2, {"depth": 2}):
+    for steps, batch, more in (
+        (8, 2, {}),
+        (7, 3, {}),
+        (7, 2, {"cell": "lstm"}),
+        (7, 2, {"depth": 2}),
+    ):
         with pytest.raises(InputError, match="out of memory: .* GiB or more, and this machine"):
             network.require_memory(fits._replace(**more), steps, batch)

@@ -68,6 +68,19 @@ def test_random_text_costs_the_logarithm_of_the_alphabet():
     assert abs(ngram.bits_per_character(model, ids[10_000:]) - 3) < 0.01
 
 
+@pytest.mark.parametrize("dense", [1, 10**9])
+def test_a_text_in_chunks_is_counted_as_a_whole(dense, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, 5, 1000).astype(np.uint8)
+    wanted = np.unique([ids[k] * 36 + ids[k + 1] * 6 + ids[k + 2] for k in range(998)])
+    monkeypatch.setattr(ngram, "CHUNK", 70)
+    monkeypatch.setattr(ngram, "DENSE", dense)
+    grams, counts = ngram._counted(ids, 3, 6)
+    np.testing.assert_array_equal(grams, wanted)
+    assert counts.sum() == 998 and counts.dtype == np.int64
+    first = ids[:-2] * 36 + ids[1:-1] * 6 + ids[2:]
+    np.testing.assert_array_equal(counts, [np.sum(first == gram) for gram in grams])
+
+
 def test_an_order_whose_keys_would_overflow_is_refused():
     with pytest.raises(InputError, match="take at most 9"):
         ngram.count(np.zeros(20, int), vocabulary_size=103, order=10)

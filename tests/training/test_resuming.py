@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -193,29 +194,32 @@ def test_a_saved_network_writes_text(whole, capsys):
     assert r"never read: '\u2603\udc80'" in error and error.count("\n") == 1
 
 
-def test_an_exported_network_runs_without_the_library(whole, tmp_path, capsys):
+def test_an_exported_network_runs_without_the_library(whole, tmp_path):
+    """The program on the page, with another prompt, and one window against two."""
     pytest.importorskip("flatbuffers")
-    path = tmp_path / "net.bin"
+    path = tmp_path / "chars.bin"
     assert train.main(["export", "--checkpoint", str(whole), "--output", str(path)]) == 0
-    trained = saved.load(str(whole))
-    xs = np.arange(21, dtype=np.int32).reshape(7, 3) % 5
-    with jax.enable_x64(False):
-        wanted = trained.layer.apply(trained.params, xs)[1]
-    program = (
-        "import json, sys, numpy as np, jax.export\n"
-        "assert 'jax_bptt' not in sys.modules\n"
-        f"run = jax.export.deserialize(open({str(path)!r}, 'rb').read()).call\n"
-        f"about = json.load(open({str(path)!r} + '.json'))\n"
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (program,) = re.findall(r"test_resuming.py -->\n```python\n(.*?)```", page, re.S)
+    program = program.replace('"The"', '"the"') + (
+        "import sys; assert 'jax_bptt' not in sys.modules\n"
         "state = tuple(np.zeros((3, *shape[1:]), dtype) for dtype, shape in about['state'])\n"
         "xs = np.arange(21, dtype=np.int32).reshape(7, 3) % 5\n"
         "middle, head = run(state, xs[:4])\n"
         "_, tail = run(middle, xs[4:])\n"
-        "assert len(about['alphabet']) == head.shape[2]\n"
         "print(json.dumps(np.concatenate([head, tail]).tolist()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(json.loads(done.stdout), wanted, rtol=1e-5, atol=1e-6)
+    text, _, logits = done.stdout.rpartition("[[[")
+    assert text.startswith("the") and len(text.rstrip("\n")) == 103
+    trained = saved.load(str(whole))
+    xs = np.arange(21, dtype=np.int32).reshape(7, 3) % 5
+    with jax.enable_x64(False):
+        wanted = trained.layer.apply(trained.params, xs)[1]
+    np.testing.assert_allclose(json.loads("[[[" + logits), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("command", ["sample", "export"])
