@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
+import jax_bptt as jb
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,20 +108,28 @@ def test_snippets(page):
     assert result.failed == 0, "".join(printed)
 
 
-def test_the_swaps_of_the_readme():
-    """The column `after` of the table of other libraries, where these are installed."""
-    import jax_bptt as jb
+SWAPS = re.findall(
+    r"^\| (Flax nnx|Flax linen|Equinox|PyTorch) \| .*\| `(.+)` \|$", README.read_text(), re.M
+)
 
-    rows = re.findall(r"^\| (\w+) ?\w* \| .*\| `(.+)` \|$", README.read_text(), re.M)
-    swaps = [row for row in rows if row[0] in ("Flax", "Equinox", "PyTorch")]
-    assert len(swaps) == 4
-    names = {"jb": jb, "key": jax.random.key(0)}
-    names["rngs"] = pytest.importorskip("flax.nnx").Rngs(0)
-    pytest.importorskip("equinox")
-    names["module"] = pytest.importorskip("torch").nn.LSTM(3, 8)
-    for _, code in swaps:
+
+@pytest.mark.parametrize("library, code", SWAPS, ids=[library for library, _ in SWAPS])
+def test_swaps_of_the_readme(library, code):
+    """The column `after` of the table of other libraries, where the library is installed."""
+    names: dict = {"jb": jb, "key": jax.random.key(0)}
+    if library == "PyTorch":
+        names["module"] = pytest.importorskip("torch").nn.LSTM(3, 8)
         exec(code, names)
-    assert names["params"].w_s.shape == (8, 4, 8)
+        assert names["params"].w_s.shape == (8, 4, 8)
+    else:
+        pytest.importorskip("equinox" if library == "Equinox" else "flax")
+        if library == "Flax nnx":
+            names["rngs"] = pytest.importorskip("flax.nnx").Rngs(0)
+        assert type(eval(code, names)).__name__ == "Recurrent"
+
+
+def test_every_library_has_a_swap():
+    assert len(SWAPS) == 4
 
 
 def without_a_subject(source):
