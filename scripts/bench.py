@@ -227,7 +227,7 @@ MODES = {
         adaptors.SHAPES,
         _adaptors,
         adaptors.tables,
-        adaptors.tables,
+        adaptors.readme,
         None,
         ("dtype", "peers", "rounds", "devices", "add"),
         adaptors.CELLS,

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--layer", choices=(*network.LAYERS, "both"), default="both")
     found.add_argument("--seeds", type=positive, default=3, help="how many, default 3")
     for name, default, about in (
-        ("updates", 100, "windows of acting and learning"),
+        ("updates", 80, "windows of acting and learning"),
         ("turn", 10, "updates that a layer does in turn"),
         ("envs", 64, f"environments, a multiple of {ppo.MINIBATCHES}"),
         ("steps", 32, "of a window"),

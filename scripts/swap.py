@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = changes(original, swapped)
         theirs, ours = train({"its own": original, "ours": swapped}, sizes).values()
         found[library] = lines_changed(lines), theirs, ours
-        blocks.append("\n".join(["```diff", *lines, "```"]))
+        blocks.append("\n".join([f"{library}:", "", "```diff", *lines, "```"]))
         print("\n".join([library, *lines, ""]), flush=True)
     results = table(found, args.updates)
     print(report.text(results))

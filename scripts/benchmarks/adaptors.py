@@ -235,8 +235,9 @@ def summaries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for pair in row["pairs"]:
             if pair["ratio"] is not None:
                 both = pair["ratio"], pair["compile_ratio"]
-                for name in (pair["module"], "all"):
-                    ratios.setdefault(name, []).append(both)
+                ratios.setdefault(pair["module"], []).append(both)
+    if ratios:
+        ratios["all"] = [both for each in ratios.values() for both in each]
     means = {name: np.exp(np.mean(np.log(each), axis=0)) for name, each in ratios.items()}
     return {
         name: {"run": float(run), "compile": float(compiled), "rows": len(ratios[name])}
@@ -245,17 +246,41 @@ def summaries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Return the tables of the mode."""
+    """Return the tables for a terminal: a line for each pair of a row, and the means."""
     header = ["T, B, H", "cell", "module", "ms", "devices", "in place of", "ms", "devices"]
     header += ["time ratio", "compile s", "its compile s"]
     lines = [_line(row, pair) for row in report["rows"] for pair in row["pairs"]]
-    means = [
-        [name, f"{s['run']:.2f}", f"{s['compile']:.2f}", str(s["rows"])]
+    title = "Gradient through the modules for other libraries; ratios are theirs over ours"
+    return [Table(title, header, lines), means(report)]
+
+
+def readme(report: dict[str, Any]) -> list[Table]:
+    """Return the tables for a page: a line for each row, and the means."""
+    modules = dict.fromkeys(p["module"] for row in report["rows"] for p in row["pairs"])
+    lines = []
+    for row in report["rows"]:
+        pairs = {pair["module"]: pair for pair in row["pairs"]}
+        cells = [_short(pairs.get(module)) for module in modules]
+        lines.append([f"{row['T']}, {row['B']}, {row['H']}", row["cell"], *cells])
+    title = "Milliseconds of the gradient, and how many times as long the original takes"
+    return [Table(title, ["T, B, H", "cell", *modules], lines), means(report)]
+
+
+def means(report: dict[str, Any]) -> Table:
+    """Return the table of geometric means over the rows, theirs over ours."""
+    originals = {p["module"]: p["original"] for row in report["rows"] for p in row["pairs"]}
+    lines = [
+        [name, originals.get(name, ""), f"{s['run']:.2f}", f"{s['compile']:.2f}", str(s["rows"])]
         for name, s in report["summary"].items()
     ]
-    title = "Gradient through the modules for other libraries; ratios are theirs over ours"
-    head = ["geometric mean", "time ratio", "compile ratio", "rows"]
-    return [Table(title, header, lines), Table("", head, means)]
+    header = ["geometric mean", "in place of", "time ratio", "compile ratio", "rows"]
+    return Table("", header, lines)
+
+
+def _short(pair):
+    if pair is None or pair["ratio"] is None:
+        return "-"
+    return f"{1e3 * pair['ours']['seconds']:.3g} ({pair['ratio']:.2f})"
 
 
 def _line(row, pair):

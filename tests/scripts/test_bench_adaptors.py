@@ -37,6 +37,9 @@ def test_adaptors(bench, tmp_path, capsys):
     ratios = [p["ratio"] for row in report["rows"] for p in row["pairs"]]
     assert summary["all"]["run"] == pytest.approx(np.exp(np.mean(np.log(ratios))))
     assert "in place of" in capsys.readouterr().out
+    by_row, means = test_bench.part("adaptors").readme(report)
+    assert by_row.cells[0][:2] == ["6, 8, 5", "gru"] and len(by_row.cells[0]) == 2 + len(PAIRS)
+    assert means.cells[-1][0] == "all" and means.cells[0][:2] == [*next(iter(PAIRS.items()))]
 
     # What the file has is kept, and the rest measured.
     more = ["6,8,3,5;6,1,3,5", "--cells", "gru", "--peers", "equinox", "--add"]
