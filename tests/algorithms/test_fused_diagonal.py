@@ -79,7 +79,7 @@ def assert_near(got, want, tolerance=2e-6):
     "name, option, device",
     [
         slow_unless(
-            (name, option) == ("lru", "all"),
+            (name, option, device) == ("lru", "all", "gpu"),
             *(name, option, device),
         )
         for name in CELLS
@@ -206,6 +206,7 @@ def test_outputs_without_a_gradient_are_not_read(name):
     assert_near(jax.tree.leaves(got), jax.tree.leaves(want))
 
 
+@pytest.mark.slow
 def test_leaves_of_the_state_are_run_one_by_one():
     def coefficients(w, x):
         return {"fast": jnp.broadcast_to(w, x.shape), "slow": 0.5 * x}, {"fast": x, "slow": x * x}

@@ -121,7 +121,9 @@ def test_narrow_types(name, dtype):
     assert mixed.prepare(mixed.init(jax.random.key(0))).w_s.dtype == dtype
 
 
-@pytest.mark.parametrize("constructor", [jb.elman, jb.lstm, jb.gru])
+@pytest.mark.parametrize(
+    "constructor", [slow_unless(False, jb.elman), slow_unless(False, jb.lstm), jb.gru]
+)
 @pytest.mark.parametrize("heads", [slow_unless(heads == 2, heads) for heads in (1, 2, 3)])
 def test_a_head_is_a_cell_of_its_own(constructor, heads):
     """The units of one head see no other head: alone, with its part of everything, it is it."""
@@ -205,6 +207,7 @@ def test_a_learned_state_with_integers_and_narrow_weights():
     np.testing.assert_array_equal(state[1], [1, 1])
 
 
+@pytest.mark.slow
 def test_weight_noise():
     params = LSTM.init(jax.random.key(0))
     key = jax.random.key(3)

@@ -10,8 +10,19 @@ from jax.sharding import PartitionSpec as P
 from tests.reference import is_inexact
 from tests.registry import CELLS, assert_close, problem, slow_unless
 
-QUICK = "lstm_peephole", "layer_norm_gru", "lru_readout", "conv_lstm", "embedding"
-OTHERS = "ctrnn", "gru", "indrnn", "indrnn_linear", "lstm_projected", "min_lstm", "multi_head"
+QUICK = "lstm_peephole", "layer_norm_gru"
+OTHERS = (
+    "lru_readout",
+    "conv_lstm",
+    "embedding",
+    "ctrnn",
+    "gru",
+    "indrnn",
+    "indrnn_linear",
+    "lstm_projected",
+    "min_lstm",
+    "multi_head",
+)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ from tests.registry import (
 EXACT = 1e-12
 
 
-@each_cell
+# All algorithms of a cell in a row: its reference is computed by one process alone.
 @each_algorithm
+@each_cell
 def test_values_and_gradients(name, algorithm):
     assert_close(compiled(name, algorithm)(problem(name)), expected(name), EXACT)
 

@@ -120,7 +120,6 @@ ROWS = [
 # A stack takes as long to compile as all the others.
 QUICK = covering(row for row in ROWS if row[0] != "stack") | {
     ("stack", "blocks", "all", "by_shard_map"),
-    ("stack", "kept", "none", "by_named_sharding"),
 }
 
 

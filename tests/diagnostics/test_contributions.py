@@ -29,7 +29,7 @@ SPECIAL = [
     Case(step=T, own_start=False),
     Case(step=2, batch_shape=()),
 ]
-KEPT = ["lstm_readout", "weight_norm", "counted"]
+KEPT = ["weight_norm", "counted"]
 QUICK = ["weight_norm"]
 each_problem = pytest.mark.parametrize(
     "name, case",

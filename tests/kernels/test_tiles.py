@@ -135,7 +135,7 @@ def wanted(c: Case):
     return tuple(map(tiles_of, (new, d_prev, d_drive, d_feedback)))
 
 
-@pytest.mark.parametrize("name", [slow_unless(n in QUICK, n) for n in GATED if n not in WITHOUT])
+@pytest.mark.parametrize("name", [slow_unless(n == "lstm", n) for n in GATED if n not in WITHOUT])
 def test_against_pointwise_and_its_derivative(name):
     assert_close(run(known(name)), wanted(known(name)), 2e-6)
 
@@ -196,6 +196,7 @@ def test_gru_differs_in_the_candidate_alone():
 EXPONENTS = [-2.5, -1.3, -1.0, -0.5, -0.2, 0.3, 0.5, 0.7, 1.5, 3.0, 5.1]
 
 
+@pytest.mark.slow
 def test_what_is_not_read_makes_the_graph_no_larger():
     made = [case(jb.lstm(input_size=2, hidden_size=size)).step for size in (1, 9)]
     few, many = (len(s.program.graph) for s in made if isinstance(s, TiledStep))

@@ -34,6 +34,7 @@ def test_equals_the_loop(steps, shape, dtype, constant, reverse):
     check(interpreted, make_case(steps, shape, dtype, constant=constant, reverse=reverse))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype, reverse",
     [
@@ -55,10 +56,12 @@ def test_no_offsets(reverse):
     check(interpreted, make_case(3, (2, 3), REAL, offset=False, reverse=reverse))
 
 
+@pytest.mark.slow
 def test_vmap_over_offsets_alone():
     check_vmap(interpreted)
 
 
+@pytest.mark.slow
 def test_a_factor_of_zero_forgets():
     check_forgets(interpreted)
 

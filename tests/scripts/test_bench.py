@@ -94,6 +94,7 @@ def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     assert "strong scan" in printed and "geometric mean" in printed and "floor" in printed
 
 
+@pytest.mark.slow
 def test_forward(bench, tmp_path, capsys):
     argv = ["--cells", "elman", "--peers", "none", "--devices", "2"]
     shapes = "6,2,3,5;6,1,3,5"
@@ -169,6 +170,7 @@ def test_a_network_is_compiled_against_plain_scans_that_compute_the_same(bench, 
     assert all(c["seconds"] > 0 and c["against_plain"] > 0 for c in row["competitors"])
 
 
+@pytest.mark.slow
 def test_a_network_that_computes_something_else_is_refused(bench, monkeypatch):
     network, library = part("network"), part("library")
     row = part("data").Row("two_bidirectional_lstm_with_lengths", 6, 4, 3, 5, "float32")
@@ -177,6 +179,7 @@ def test_a_network_that_computes_something_else_is_refused(bench, monkeypatch):
         network.require_agreement(row, library.algorithm("bptt"))
 
 
+@pytest.mark.slow
 def test_devices_are_read_off_the_compiled_gradient(bench, tmp_path, capsys):
     argv = ["--cells", "gru", "--rounds", "1", "--devices", "2"]
     status, report = run(bench, tmp_path, "devices", *argv)
@@ -242,6 +245,7 @@ def test_devices_split_the_batch(tmp_path):
         assert entry["error"] <= 1e-5 and entry["rss_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_who_disagrees_is_not_timed(bench, tmp_path, monkeypatch):
     plain, data = part("plain"), part("data")
     with jax.numpy_rank_promotion("allow"):
