@@ -17,8 +17,9 @@ from trainer.network import Network, require_memory
 
 HELD_OUT_BATCHES = 8
 """Batches, drawn apart from training, over which the adding and copy results are means."""
-WINDOW = 4096
-"""Characters at least that a call reads at once when a network is measured."""
+WINDOW, LANE = 4096, 2048
+"""Characters that a call reads when a network is measured, and those of a lane, which starts from a
+fresh state: as many, or fewer where the batch has more lanes."""
 TRAINING, MEASURING = 0, 1
 """Seeds, beside the run's own, of two independent streams of drawn batches."""
 
@@ -106,10 +107,10 @@ def chars(
     network = shape.network(embedding_size, vocabulary_size, vocabulary_size)
     require_memory(network, length, shape.batch)
     counted = ngram.count(corpus.train, vocabulary_size=vocabulary_size, order=order)
-    # In longer windows than training's, for the state is carried on and a call takes its time.
-    steps = max(length, WINDOW // shape.batch)
-    steps = min(steps, -(-(len(corpus.held_out) - 1) // shape.batch))
-    held_out = text.held_out_windows(corpus.held_out, steps, shape.batch)
+    # A state that is carried much further than training has carried any may drift.
+    lanes = max(shape.batch, len(corpus.held_out) // LANE)
+    steps = min(max(WINDOW // lanes, 1), -(-(len(corpus.held_out) - 1) // lanes))
+    held_out = text.held_out_windows(corpus.held_out, steps, lanes)
     name = "bits per character"
 
     def measure(layer, params):
