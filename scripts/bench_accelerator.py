@@ -34,7 +34,7 @@ from benchmarks.progress import progress
 
 TIMEOUT = 450.0
 TABLES = {"correct": show.correctness, "meetings": show.meetings}
-"""Of groups that do not time ways to run a row."""
+"""Keys of the groups that do not time ways to run a row."""
 
 
 def seconds(text: str) -> float:

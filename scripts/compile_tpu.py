@@ -57,7 +57,7 @@ class Target(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is known of one kernel.
+    """Facts about one compiled kernel.
 
     Attributes:
       units: H.

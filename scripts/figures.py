@@ -27,7 +27,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 JAX_PEERS = "flax", "nnx", "haiku", "equinox"
 COLOURS = "#1f6f8b", "#9aa5ab", "#c9a14a", "#b5651d"
 STEPS, HIDDEN, BATCH, SHOWN = 40, 32, 64, 8
-"""Of the trained network: T, H, sequences in a batch, sequences in the picture."""
+"""T, H, sequences in a batch and sequences in the picture, for the trained network."""
 
 
 class Group(NamedTuple):

@@ -56,14 +56,14 @@ SWAPS = {
         ),
     ],
 }
-"""Of each program the pieces of text that are exchanged, each of which it has once."""
+"""Pieces of text that are exchanged, each of which its program has once."""
 
 PEERS = {"nnx": "nnx", "linen": "flax", "equinox": "equinox"}
 """How the benchmark calls the libraries."""
 
 SYMBOLS, BACK = 8, 3
 POINTS = 4
-"""Of a learning curve, in the table."""
+"""Points of a learning curve in the table."""
 
 
 class Sizes(NamedTuple):

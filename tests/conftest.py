@@ -57,7 +57,7 @@ HERE = Path(__file__).parent
 gc.set_threshold(50_000, 20, 50)
 
 MAPS = 40_000
-"""Of so many pieces of mapped memory a process drops what it has compiled: Linux gives it 65,530,
+"""Pieces of mapped memory from which on a process drops what it has compiled: Linux gives it 65,530,
 compiled code takes up to a hundred pieces a test, and a worker of the slow tests died of it."""
 
 

@@ -56,7 +56,7 @@ def unroll(xp, reference, params, state, xs, batch_shape):
 
 
 class Options(NamedTuple):
-    """What a sequence may have besides its inputs, for `unroll_rows`; NumPy arrays, no None."""
+    """Options of a sequence, for `unroll_rows`; NumPy arrays, no None."""
 
     lengths: Any  # [rows]
     resets: Any  # [T, rows]

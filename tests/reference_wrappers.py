@@ -1,4 +1,4 @@
-"""What a cell's wrapper does to its parameters, gate by gate: `prepare` of a naive `Reference`."""
+"""Effects of wrappers on a cell's parameters, gate by gate: `prepare` of a naive `Reference`."""
 
 
 def _per_gate(xp, params, matrix, gates):

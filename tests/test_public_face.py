@@ -1,4 +1,4 @@
-"""What `import jax_bptt as jb` offers: sorted, complete, documented."""
+"""The names that `import jax_bptt as jb` offers: sorted, complete, documented."""
 
 import doctest
 import inspect

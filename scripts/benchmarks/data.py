@@ -1,4 +1,4 @@
-"""What is timed: rows of cell and sizes, with weights and inputs that all competitors share.
+"""The timed problems: rows of cell and sizes, with weights and inputs that all competitors share.
 
 Axis letters as in the package: T time, B batch, I input size, G gates, H hidden size. Weights are
 dicts of w_x [I, G, H], w_s [H, G, H], b [G, H] and, for a GRU, b_n [H], with the gates in the

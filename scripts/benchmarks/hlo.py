@@ -1,4 +1,4 @@
-"""What an optimized program does, from the HLO text that XLA prints of it."""
+"""Facts about an optimized program, from the HLO text that XLA prints of it."""
 
 import math
 import re

@@ -65,7 +65,7 @@ class Stepper(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What of a layer is timed.
+    """The part of a layer that is timed.
 
     Attributes:
       function: `(run, mesh) -> fun(params, xs)`, to be compiled.

@@ -1,4 +1,4 @@
-"""What competes: a model is a library's way to run one cell, as pure functions of its weights."""
+"""The competitors: a model is a library's way to run one cell, as pure functions of its weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

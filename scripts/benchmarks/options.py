@@ -1,4 +1,4 @@
-"""What the benchmark's command line can say."""
+"""The options of the benchmark's command line."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -105,4 +105,4 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
 }
-"""What modes can take: the flag, and its settings for argparse."""
+"""Options of the modes: the flag, and its settings for argparse."""

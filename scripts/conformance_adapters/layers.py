@@ -1,4 +1,4 @@
-"""What an adapter offers, and how its layers become points at which they are examined."""
+"""The contract of an adapter, and how its layers become points at which they are examined."""
 
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType

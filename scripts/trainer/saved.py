@@ -16,7 +16,7 @@ from trainer.sample import FIRST
 from trainer.sample import sample as draw
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""What an exported network runs on."""
+"""Platforms of an exported network."""
 
 
 class Trained(NamedTuple):

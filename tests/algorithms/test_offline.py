@@ -1,4 +1,4 @@
-"""What one algorithm has that the others have not."""
+"""Properties that one algorithm has and the others have not."""
 
 import functools
 

@@ -40,7 +40,7 @@ def test_one_gate_by_name():
 
 
 def test_what_has_no_gates_is_drawn_as_one():
-    """Of as many hidden units as gates, the readout has no gate axis for all that."""
+    """A readout of as many hidden units as there are gates has no gate axis for all that."""
     seen = []
 
     def draw(key, shape, dtype):

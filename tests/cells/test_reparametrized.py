@@ -41,7 +41,7 @@ def test_low_rank_has_that_rank():
 
 
 def test_low_rank_starts_as_the_best_approximation():
-    """Of an orthogonal matrix: as many singular values of one as the rank, and at full rank all."""
+    """An orthogonal matrix has as many singular values of one as its rank, at full rank all."""
     for rank in (2, H):
         cell = jb.low_rank(LSTM, rank=rank)
         params = cell.init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""What the compiled gradient of each main cell may cost, counted in the program.
+"""Budgets of the compiled gradient of each main cell, counted in the program.
 
 A measurement needs an idle machine and says less about why. These numbers are those of today: one
 that falls is to be lowered here, one that rises has to be paid for in the README.
@@ -36,7 +36,7 @@ SAVED = {"elman": 1, "gru": 1, "lstm": 2}
 """Arrays [T, B, H] that the forward pass keeps for the reverse pass."""
 
 EQUATIONS = {"elman": 140, "gru": 264, "lstm": 248}
-"""Of the traced gradient, a tenth more than there were: each is time before the first step."""
+"""Equations of the traced gradient, a tenth more than there were: each costs compile time."""
 
 each_cell = pytest.mark.parametrize("name", [slow_unless(name == "gru", name) for name in SAVED])
 
@@ -123,7 +123,7 @@ def test_one_product_a_step(hlo, name):
 
 @each_cell
 def test_the_states_alone_are_kept(hlo, name):
-    """What the loop over blocks stacks, or reads, as large as the states of all steps."""
+    """Arrays that the loop over blocks stacks, or reads, as large as the states of all steps."""
     program = text(name)
     (blocks,) = (
         loop
@@ -140,7 +140,7 @@ def test_the_states_alone_are_kept(hlo, name):
 
 @each_cell
 def test_equations_traced(name):
-    """Of all that is traced, the functions that equations carry included."""
+    """Equations of all that is traced, the functions that equations carry included."""
     assert sum(1 for _ in equations(traced(name).jaxpr.jaxpr)) <= EQUATIONS[name]
 
 

@@ -1,4 +1,4 @@
-"""What a message says of a common mistake: the way out, no array, no tree as JAX prints it."""
+"""Messages about common mistakes: the way out, no array, no tree as JAX prints it."""
 
 import math
 from typing import Any
@@ -77,7 +77,7 @@ def test_a_layer_for_the_cell_of_a_step():
 
 
 class Module:
-    """Of some library."""
+    """A layer of some library."""
 
     def __call__(self, x):
         return x

@@ -1,4 +1,4 @@
-"""What `jax.grad` of `unroll` is made of: a reverse scan without the weights' products."""
+"""The structure of `jax.grad` of `unroll`: a reverse scan without the weights' products."""
 
 import math
 

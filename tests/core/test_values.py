@@ -18,7 +18,7 @@ from tests.registry import ALGORITHMS, CELLS
 
 SIZES: Any = dict(input_size=3, hidden_size=3)
 NAMES = {**vars(jnp), **vars(jax.nn), **vars(jax.nn.initializers), **vars(jb)}
-"""What a printed call may name."""
+"""Names that a printed call may use."""
 
 
 def layers():

@@ -16,7 +16,7 @@ T = 4
 
 
 class Case(NamedTuple):
-    """What may differ besides the cell: how N lies in 1..T, the batch, and whose s_0 it is."""
+    """A problem besides its cell: how N lies in 1..T, the batch, and whose s_0 it is."""
 
     step: int
     batch_shape: tuple[int, ...] = (2,)

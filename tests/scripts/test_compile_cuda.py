@@ -1,4 +1,4 @@
-"""What is read off compiled code, on fragments of what the compilers print."""
+"""The reading of compiled code, on fragments of what the compilers print."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What is read off the HLO text of compiled programs."""
+"""The reading of the HLO text of compiled programs."""
 
 import importlib
 import sys

@@ -15,7 +15,7 @@ from tests.testing.tanh_stack import Parts
 RIGHT = tanh_stack.subject()
 
 GRADIENT = {"finite_differences", "naive_loop", "adjoint_identity"}
-"""What any wrong gradient of params, xs or state violates."""
+"""Properties that any wrong gradient of params, xs or state violates."""
 
 
 class Bug(NamedTuple):
