@@ -57,8 +57,8 @@ HERE = Path(__file__).parent
 gc.set_threshold(50_000, 20, 50)
 
 MAPS = 40_000
-"""Pieces of mapped memory from which on a process drops what it has compiled: Linux gives it 65,530,
-compiled code takes up to a hundred pieces a test, and a worker of the slow tests died of it."""
+"""Pieces of mapped memory from which on a process drops what it has compiled: Linux gives it
+65,530, compiled code takes up to a hundred a test, and a worker of the slow tests died of it."""
 
 
 def _mapped() -> int:

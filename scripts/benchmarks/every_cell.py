@@ -20,7 +20,7 @@ SHAPES = ((512, 16, 64, 64),)
 """Default (T, B, I, H)."""
 
 PIXELS, SIDE = 16, 4
-"""Pixels of an image, which is square; a convolution has I / PIXELS channels for it, and H / PIXELS."""
+"""Pixels of a square image; a convolution has I / PIXELS channels for it, and H / PIXELS."""
 
 
 def _conv_lstm(*, input_size: int, hidden_size: int, dtype: Any) -> jb.Cell:

@@ -1,4 +1,4 @@
-"""The library as a user has it who sets nothing: one device, all of XLA's optimisations, the default path."""
+"""The library as it comes: one device, all of XLA's optimisations, the default path."""
 
 import os
 import subprocess
