@@ -19,7 +19,8 @@ Cells around cells
 Running
     unroll step bptt_gradients; options lengths, resets, mask, reset_state, reverse
 Algorithms
-    bptt (the default) autodiff associative fused; explain says what would run
+    bptt (the default) autodiff associative fused; truncated artbp, whose gradient is cut; explain
+    says what would run
 Layers
     layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
     recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
@@ -39,6 +40,7 @@ output.
 """
 
 from jax_bptt import interop as interop
+from jax_bptt.algorithms.artbp import PowerLaw, artbp
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
@@ -46,6 +48,7 @@ from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
 from jax_bptt.algorithms.step import step
+from jax_bptt.algorithms.truncated import truncated
 from jax_bptt.algorithms.unroll import bptt_gradients, unroll
 from jax_bptt.cells.conv_lstm import conv_lstm
 from jax_bptt.cells.ctrnn import CTRNNParams, ctrnn, ctrnn_euler
@@ -114,11 +117,13 @@ __all__ = [
     "LowRank",
     "MinParams",
     "Params",
+    "PowerLaw",
     "ProjectedLSTMParams",
     "Rotation",
     "SLSTMParams",
     "SLSTMState",
     "WeightNorm",
+    "artbp",
     "associative",
     "autodiff",
     "batch_major",
@@ -164,6 +169,7 @@ __all__ = [
     "stack",
     "state_gradients",
     "step",
+    "truncated",
     "ugrnn",
     "unroll",
     "variational_dropout",

@@ -50,10 +50,11 @@ def test_every_argument_is_explained(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_settings_are_keyword_only(name):
-    """Positional are the model, its two sizes and the data: params, xs, state, cotangents, keys."""
+    """Positional are the model, its sizes and the data: params, xs, state, cotangents, keys."""
     data = {"cell", "params", "xs", "state", "d_y", "d_ys", "d_last_state", "step", "key"}
     data |= {"forward", "backward", "layer", "layers", "function", "x"}
     data |= {"input_size", "hidden_size"}
+    data |= {"window", "rate"}  # the one number without which there is no such algorithm
     for argument in inspect.signature(getattr(jb, name)).parameters.values():
         keyword = argument.kind in (argument.KEYWORD_ONLY, argument.VAR_KEYWORD)
         assert keyword or argument.name in data

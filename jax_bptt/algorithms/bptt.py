@@ -1,6 +1,7 @@
 """The exact gradient, block by block of time: the algorithm that the library exists for."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -105,7 +106,8 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         return _forward(cell, inputs, length(cell, inputs), keep)
 
     def backward(cell, saved, d_last_state, d_ys):
-        return _backward(cell, saved, d_last_state, d_ys, length(cell, saved.inputs))
+        block_length = length(cell, saved.inputs)
+        return in_blocks(reverse.gradient, cell, saved, d_last_state, d_ys, block_length)
 
     return Algorithm(run, forward, backward)
 
@@ -134,27 +136,44 @@ def _forward(
     return (last_state, ys), Saved(inputs, states, residuals)
 
 
-def _backward(
-    cell: Cell, saved: Saved, d_last_state: PyTree, d_ys: PyTree, length: int
+def in_blocks(
+    gradient: Callable[..., Gradient],
+    cell: Cell,
+    saved: Saved,
+    lam: PyTree,
+    d_ys: PyTree,
+    length: int,
 ) -> Gradient:
+    """Return the gradient of a run, block by block from the last.
+
+    Args:
+      gradient: `(inputs, surroundings, lam) -> Gradient` of a block, as `reverse.gradient`. Its
+        `state` is the `lam` of the block before.
+      cell: the cell.
+      saved: by the forward pass.
+      lam: what reaches s_T.
+      d_ys: cotangents of y_1..y_T, or None for none.
+      length: K, of a block.
+    """
     (weights, state, xs, start, controls), states, residuals = saved
 
     def block(carry, steps):
-        d_state, d_start, d_weights = carry
+        lam, d_start, d_weights = carry
         first, (states, xs, controls, d_ys, residuals) = steps
         own = Inputs(weights, first, xs, start, controls)
-        part = reverse.gradient(cell, own, states, d_state, d_ys, residuals)
+        around = reverse.surroundings(cell, own, states, d_ys, residuals)
+        part = gradient(own, around, lam)
         d_weights = trees.accumulate(d_weights, part.weights)
         return (part.state, trees.add(d_start, part.start), d_weights), part.xs
 
     zeros = trees.zero_gradient(start), trees.zero_gradient(weights)
-    carry = d_last_state, *devices.vary_alike(zeros, saved)
+    carry = lam, *devices.vary_alike(zeros, saved)
     steps = states, xs, controls, d_ys, residuals
     firsts = blocks.firsts(state, states, length)
-    (d_state, d_start, d_weights), d_xs = blocks.scan_blocks(
+    (lam, d_start, d_weights), d_xs = blocks.scan_blocks(
         block, carry, (firsts, steps), length, reverse=True
     )
-    return Gradient(trees.cast_gradient(d_weights, weights), d_state, d_xs, d_start)
+    return Gradient(trees.cast_gradient(d_weights, weights), lam, d_xs, d_start)
 
 
 def keeps(state: PyTree) -> bool:

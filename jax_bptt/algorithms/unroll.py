@@ -237,11 +237,20 @@ def begin(name: str, cell: Cell, given: Arguments, reverse: bool) -> Run:
     return Run(cell, Inputs(weights, state, xs, start, controls), valid, traced)
 
 
+def controlled(run: Run, algorithm: Algorithm) -> Run:
+    """Return the run with the controls that the algorithm sets."""
+    if algorithm.controls is None:
+        return run
+    controls = algorithm.controls(run.cell, run.inputs)
+    return run._replace(inputs=run.inputs._replace(controls=controls))
+
+
 def _unroll(
     cell: Cell, algorithm: Algorithm | None, reverse: bool, given: Arguments
 ) -> tuple[PyTree, PyTree]:
     run = begin("unroll", cell, given, reverse)
     algorithm = default(run.traced) if algorithm is None else algorithm
+    run = controlled(run, algorithm)
     register = derivative.reverse_only if run.traced.reverse_only else derivative.differentiable
     last_state, ys = register(run.cell, algorithm, run.inputs)
     return last_state, sequence.restore(ys, run.valid, reverse)
@@ -283,7 +292,7 @@ def _gradients(
     with devices.mesh_of(given):
         given = devices.vary_alike(given, given)
         params, xs, state, options = given
-        run = begin(name, cell, given, reverse)
+        run = controlled(begin(name, cell, given, reverse), algorithm)
         (last_state, ys), saved = forward(run.cell, run.inputs)
         d_last_state, d_ys = cotangents(name, run, (last_state, ys), (d_last_state, d_ys), reverse)
         found = backward(run.cell, saved, d_last_state, d_ys)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cells import parts
+from jax_bptt.cells.checks import positive_size
 from jax_bptt.cells.lstm import F_GATE, LSTMState, lstm, zero_state
-from jax_bptt.core.checks import positive_size, prng_key
+from jax_bptt.core.checks import prng_key
 from jax_bptt.core.types import Cell, GatedStep
 from jax_bptt.core.values import as_value
 

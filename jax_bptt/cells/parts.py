@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jax_bptt.core.checks import floating_dtype, positive_size, prng_key, require, shown
+from jax_bptt.cells.checks import floating_dtype, positive_size
+from jax_bptt.core.checks import prng_key, require, shown
 from jax_bptt.core.trees import accumulator_dtype
 from jax_bptt.core.types import GatedStep
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_bptt.core.checks import floating_dtype, kind_of, positive_size, prng_key, require
+from jax_bptt.cells.checks import floating_dtype, positive_size
+from jax_bptt.core.checks import kind_of, prng_key, require
 from jax_bptt.core.trees import accumulator_dtype, is_inexact
 from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree, Tokens
 from jax_bptt.core.values import as_value

@@ -9,8 +9,6 @@ import numpy as np
 
 from jax_bptt.core.types import Cell, PyTree
 
-_LARGEST = 2**28 - 1
-"""Size of which 64 bits count the bytes of a square matrix for each gate: beyond, XLA aborts."""
 _SHORT = 80
 """Characters of a value that a message may show."""
 
@@ -21,31 +19,9 @@ def require(condition: bool, message: str, error: type[Exception] = ValueError) 
         raise error(message)
 
 
-def positive_size(function: str, **sizes: Any) -> None:
-    """Raise unless every named size is a positive integer, of which XLA can make a matrix."""
-    for name, size in sizes.items():
-        require(
-            is_integer(size) and 0 < size <= _LARGEST,
-            f"{function}: {name} must be a positive integer below 2**28, got {shown(size)}",
-        )
-
-
 def is_integer(value: Any) -> bool:
     """Return whether `value` is an integer of Python or NumPy; a boolean is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def floating_dtype(function: str, dtype: Any, example: str) -> None:
-    """Raise unless `dtype` is, or names, a real floating dtype such as `example`."""
-    try:
-        fits = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    except TypeError:  # what is no dtype at all, such as a misspelt name
-        fits = False
-    require(
-        fits,
-        f"{function}: dtype must be a floating dtype such as {example}, got {shown(dtype)}",
-        TypeError,
-    )
 
 
 def prng_key(function: str, key: Any) -> None:

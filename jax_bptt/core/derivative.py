@@ -73,7 +73,7 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
             return jax.tree.map(lambda w, d: d if w else None, wanted, d_inputs, is_leaf=_is_none)
 
         d_outputs = _linear_map(push, pull, given, (inputs, saved), trees.partition(outputs)[0])
-        return outputs, _with_constants(d_outputs, outputs)
+        return outputs, with_constants(d_outputs, outputs)
 
     run.defjvp(jvp, symbolic_zeros=True)
     return run(inputs)
@@ -120,7 +120,7 @@ def forward_mode_of(run: Any, forward: Any) -> Any:
             outputs, saved = function(inputs)
             d_outputs = _push_forward(run, cell, inputs, _known(given))
             d_saved = jax.tree.map(_zero, saved)
-            return (outputs, saved), (_with_constants(d_outputs, outputs), d_saved)
+            return (outputs, saved), (with_constants(d_outputs, outputs), d_saved)
 
         function.defjvp(jvp, symbolic_zeros=True)
         return function(inputs)
@@ -204,7 +204,7 @@ def _known(tangents: Inputs) -> Inputs:
     return given._replace(controls=jax.tree.map(lambda _: None, given.controls))
 
 
-def _with_constants(d_outputs: PyTree, outputs: PyTree) -> PyTree:
+def with_constants(d_outputs: PyTree, outputs: PyTree) -> PyTree:
     """Return tangents of all leaves of `outputs`, zero for those that are not inexact."""
     return trees.combine(d_outputs, jax.tree.map(_zero, trees.partition(outputs)[1]))
 

@@ -12,6 +12,9 @@ P. J. Werbos (1990), "Backpropagation through time: what it does and how to do i
 the IEEE 78(10).
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 from jax import Array, lax
 
@@ -52,35 +55,43 @@ def reverse_scan(
     return (d_state, jax.tree.map(lambda d: d.sum(0), d_starts)), lambdas, emitted
 
 
-def gradient(
-    cell: Cell,
-    inputs: Inputs,
-    states: PyTree,
-    d_last_state: PyTree,
-    d_ys: PyTree,
-    residuals: list[Array] | None = None,
-) -> Gradient:
-    """Return the gradient of K steps: linearise, scan backwards, accumulate.
+class Surroundings(NamedTuple):
+    """All of the gradient of K steps but the recursion, which an algorithm may run in its own way.
 
-    Args:
-      cell: the cell.
-      inputs: of the K steps.
-      states: s_1..s_K.
-      d_last_state: what reaches s_K from beyond.
-      d_ys: cotangents of y_1..y_K, or None for none.
-      residuals: as in `linearize`.
+    Attributes:
+      linear: the linearised steps.
+      g: g_1..g_K stacked, None at leaves no output reads.
+      accumulate: `(lambdas, emitted) -> (d_weights, d_xs)`, of what `reverse_scan` returns.
     """
+
+    linear: Linearization
+    g: PyTree
+    accumulate: Callable[..., tuple[PyTree, PyTree]]
+
+
+def surroundings(
+    cell: Cell, inputs: Inputs, states: PyTree, d_ys: PyTree, residuals: list[Array] | None = None
+) -> Surroundings:
+    """Linearise K steps with states s_1..s_K, `residuals` as in `linearize`, and find g_1..g_K."""
     weights, state, xs, start, controls = inputs
     prevs = entering(start, state, states, controls)
     drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
     linear = linearize(cell, weights, Stretch(prevs, drives, states), residuals)
     d_readout, g = readout_gradient(cell, weights, states, d_ys)
 
-    (d_state, d_start), lambdas, emitted = reverse_scan(linear, d_last_state, g, controls)
+    def accumulate(lambdas, emitted):
+        d_step, d_drives = linear.accumulate(controls.taken(lambdas), emitted)
+        d_project, d_xs = pull_project(d_drives)
+        return trees.add(trees.add(d_step, d_project), d_readout), d_xs
 
-    d_step, d_drives = linear.accumulate(controls.taken(lambdas), emitted)
-    d_project, d_xs = pull_project(d_drives)
-    d_weights = trees.add(trees.add(d_step, d_project), d_readout)
+    return Surroundings(linear, g, accumulate)
+
+
+def gradient(inputs: Inputs, around: Surroundings, lam: PyTree) -> Gradient:
+    """Return the gradient of K steps for `lam`, what reaches s_K from beyond."""
+    linear, g, accumulate = around
+    (d_state, d_start), lambdas, emitted = reverse_scan(linear, lam, g, inputs.controls)
+    d_weights, d_xs = accumulate(lambdas, emitted)
     return Gradient(d_weights, d_state, d_xs, d_start)
 
 

@@ -197,6 +197,7 @@ class _Algorithm(NamedTuple):
     run: Callable[..., tuple[PyTree, PyTree]]
     forward: Callable[..., tuple[tuple[PyTree, PyTree], Any]] | None = None
     backward: Callable[..., Gradient] | None = None
+    controls: Callable[..., Any] | None = None
 
 
 class Algorithm(Value, _Algorithm):
@@ -210,4 +211,6 @@ class Algorithm(Value, _Algorithm):
       backward: `(cell, saved, d_last_state, d_ys) -> Gradient`, the transpose of the forward mode
         by an explicit reverse pass; `d_ys` is None where no output has a cotangent. None if JAX
         differentiates `run`.
+      controls: `(cell, inputs) -> controls` to run with in place of those of `inputs`, such as with
+        a factor on what crosses a step; it may close over traced values. None to leave them.
     """

@@ -43,6 +43,8 @@ def algorithms():
     """Return the algorithms with every option."""
     return ALGORITHMS | {
         "associative": jb.associative(),
+        "truncated": jb.truncated(3),
+        "sliding": jb.truncated(3, sliding=True),
         "fused_approximate": jb.fused(approximate=True),
         "fused_gpu": jb.fused(interpret=True, device="gpu"),
     }
@@ -94,7 +96,7 @@ def test_every_constructor_is_among_them():
         for name in jb.__all__
         if getattr(getattr(jb, name), "__annotations__", {}).get("return") in returns
     }
-    assert constructors | {"batch_major"} == made | {"from_step"}
+    assert constructors | {"batch_major"} == made | {"from_step", "artbp"}  # which holds a key
 
 
 def test_how_a_value_prints():

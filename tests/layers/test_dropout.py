@@ -228,7 +228,6 @@ def test_dropout_between_layers(name):  # which puts out zero where the mask is 
     check(deep, naive, key=key(), tolerance=1e-11)
 
 
-@pytest.mark.slow
 def test_a_dropped_residual_stack():
     """Every kind of layer in one another, as in a language model, and a key for each."""
     block = jb.stack(jb.recurrent_dropout(GRU, rate=RATE), jb.variational_dropout(rate=RATE))
