@@ -1,0 +1,1 @@
+"""GradBench's `lstm`: the model, its rivals, the protocol, the data and a driver."""
