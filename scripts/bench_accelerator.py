@@ -7,8 +7,6 @@ Groups, each in a process of its own, so that one that hangs or crashes costs it
     dense      the same of a dense LSTM
     torch      cuDNN's dense LSTM by PyTorch: float16, bfloat16, float32
     cudnn      cuDNN's dense LSTM by JAX: float32
-    meetings   blocks of threads that meet, of a cluster and of the grid, which decides whether a
-               dense kernel over the whole grid is worth writing
 
 Rows are in order of value; what does not fit into the time is listed as not run. The whole takes
 less than eight minutes; `--groups heads --timeout 3600` runs all rows of a group. A model of heads
@@ -33,7 +31,7 @@ from benchmarks import environment, report
 from benchmarks.progress import progress
 
 TIMEOUT = 450.0
-TABLES = {"correct": show.correctness, "meetings": show.meetings}
+TABLES = {"correct": show.correctness}
 """Keys of the groups that do not time ways to run a row."""
 
 
@@ -94,8 +92,6 @@ def tables(reports: dict[str, dict[str, Any]]) -> list[str]:
         if group["rows"]:
             make = TABLES.get(name, show.times)
             texts.append(report.text(make(group["title"], group["rows"])))
-        if name == "meetings" and (verdict := show.verdict(group["rows"])):
-            texts.append(verdict)
         if group["ended"] != "done":
             texts.append(f"{name}: {group['ended']} {group['reason']}".rstrip())
         if group["not_run"]:
@@ -107,7 +103,6 @@ def wrong(reports: dict[str, dict[str, Any]]) -> bool:
     """Return whether a kernel is wrong, a way to run a row failed, or a group came to a bad end."""
     rows = [row for group in reports.values() for row in group["rows"]]
     parts = [c for row in rows for c in row.get("contestants", [])]
-    parts += reports["meetings"]["rows"] if "meetings" in reports else []
     failed = any(part["error"] for part in parts)
     bad = any(group["ended"] in ("failed", "timed out") for group in reports.values())
     return failed or bad or not all(row.get("met", True) for row in rows)

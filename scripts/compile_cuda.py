@@ -26,7 +26,7 @@ from benchmarks.progress import progress
 from h200 import diagonal, gated, graphs, kernels, target
 
 import jax_bptt as jb
-from jax_bptt.kernels import mosaic
+from jax_bptt.kernels.gpu import mosaic
 
 CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 # What is recomputed is said, since by default the device at hand decides.

@@ -28,8 +28,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_bptt as jb
-from jax_bptt.kernels import tpu_resident
 from jax_bptt.kernels.form import Form, normal_form, stack_gates
+from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
+from jax_bptt.kernels.tpu import resident
 
 TOPOLOGY = "v5e:2x2"
 PAIRS = 4 * 128 * 128
@@ -152,24 +153,25 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     step = found[0].step
     tile = STEPS, batch, heads * size
     drive = jax.eval_shape(lambda *a: stack_gates(cell.project(*a), 2), weights, xs)
-    drives = shape(drive.shape, drive.dtype)
+    drives: Any = shape(drive.shape, drive.dtype)
 
     def with_form(arrays):
         matrix, bias, units = arrays
         return found[0]._replace(matrix=matrix, bias=bias, units=units)
 
-    def forward(arrays, state, drives):
-        return tpu_resident.forward(with_form(arrays), state, drives, None, save=True)
+    def forward(arrays, inputs):
+        return resident.KERNEL.forward(with_form(arrays), inputs, Settings(), True)
 
-    def backward(arrays, state, states, saved, d_last, d_states):
-        form = with_form(arrays)
-        return tpu_resident.backward(form, state, states, saved, None, d_last, d_states)
+    def backward(arrays, inputs):
+        return resident.KERNEL.backward(with_form(arrays), inputs, Settings())
 
-    states, saved = jax.eval_shape(forward, traced, leaves, drives)
-    d_states = tuple(
+    given = ForwardInputs(leaves, drives, None)
+    states, saved = jax.eval_shape(forward, traced, given)
+    d_states: Any = tuple(
         shape(tile, jnp.float32) if k == found[0].recurrent else None for k in range(len(leaves))
     )
-    emitted = jax.eval_shape(backward, traced, leaves, states, saved, leaves, d_states)[2:]
+    back = BackwardInputs(leaves, states, saved, None, leaves, d_states)
+    cotangents = jax.eval_shape(backward, traced, back)
     read = [s for k, s in enumerate(states) for r in (step.reads_prev, step.reads_new) if r[k]]
     products = batch * heads * size * size / PAIRS
     crossing = sum(e is not None for e in step.d_feedback)
@@ -177,16 +179,16 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
         Line(
             heads * size,
             "forward",
-            *compiled(target, forward, traced, leaves, drives),
+            *compiled(target, forward, traced, given),
             products * gates,
             moved_bytes(drives, states, saved),
         ),
         Line(
             heads * size,
             "reverse",
-            *compiled(target, backward, traced, leaves, states, saved, leaves, d_states),
+            *compiled(target, backward, traced, back),
             products * crossing,
-            moved_bytes(saved, read, d_states, emitted),
+            moved_bytes(saved, read, d_states, cotangents.emitted, cotangents.lambdas),
         ),
     ]
 

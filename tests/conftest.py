@@ -13,7 +13,7 @@ import hypothesis
 import jax
 import pytest
 
-from jax_bptt.kernels import mosaic
+from jax_bptt.kernels.gpu import mosaic
 
 # Nearly all of the time is XLA compiling programs that then run for a millisecond, and what they
 # compute does not depend on how well they are compiled. tests/core/test_as_it_comes.py runs some

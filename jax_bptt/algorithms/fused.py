@@ -10,6 +10,7 @@ from jax_bptt.core.derivative import forward_mode_of
 from jax_bptt.core.types import Algorithm, Cell, Inputs
 from jax_bptt.core.values import as_value
 from jax_bptt.kernels.choice import check_device, choose
+from jax_bptt.kernels.kernel import DiagonalKernel, Settings
 
 
 @as_value
@@ -95,19 +96,21 @@ def fused(
     message = "fused: interpret=True needs to be told whose kernels, such as device='gpu'"
     require(device is not None or not interpret, message)
 
-    def kernel(cell: Cell, inputs: Inputs) -> Algorithm | None:
+    def chosen(cell: Cell, inputs: Inputs) -> Algorithm | None:
         choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
         if isinstance(choice, str):
             return None
-        if choice.form is None:
-            return fused_diagonal(choice.kernel.module, choice.kernel.interpreter(interpret))
+        kernel, form = choice
+        settings = Settings(approximate, kernel.interpreter() if interpret else None)
+        if isinstance(kernel, DiagonalKernel):
+            return fused_diagonal(kernel.scan, settings.interpret)
         if inputs.start is not None:
             # The resets of a gated step's kernel go back to the state that it begins from.
             return None
-        options = {"approximate": approximate, "interpret": interpret}
-        return fused_gated(choice.kernel, choice.form, **options)
+        assert form is not None, kernel.name
+        return fused_gated(kernel, form, settings)
 
-    return by_kernel(kernel)
+    return by_kernel(chosen)
 
 
 def by_kernel(kernel: Callable[[Cell, Inputs], Algorithm | None]) -> Algorithm:

@@ -6,17 +6,18 @@ import jax
 
 from jax_bptt.algorithms.diagonal import diagonal_algorithm
 from jax_bptt.core.types import Algorithm
+from jax_bptt.kernels.kernel import Scan
 
 
-def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
-    """Return backpropagation through time with the recurrence in the kernel of `module`.
+def fused_diagonal(scan: Scan, interpret: Any = None) -> Algorithm:
+    """Return backpropagation through time with the recurrence in one kernel.
 
     States are carried in float32, or in complex64 as two planes of it. A leaf of factors that does
     not depend on the inputs, as in `lru`, is read once for all steps, unless resets or held states
     make it change. Each leaf of the state takes a launch of its own.
 
     Args:
-      module: of `jax_bptt.kernels`, such as `gpu_diagonal`.
+      scan: the kernel, one that supports all leaves of the state.
       interpret: parameters of the interpreter, or None to run on the device.
     """
 
@@ -34,7 +35,7 @@ def fused_diagonal(module: Any, interpret: Any = None) -> Algorithm:
     def run(first, factors, constant, offsets, reverse):
         if constant and offsets is not None:
             factors = factors[:1]
-        return module.scan(
+        return scan(
             first,
             factors.astype(first.dtype),
             offsets if offsets is None else offsets.astype(first.dtype),

@@ -13,8 +13,8 @@ from jax_bptt.core.forward import entering, over_time
 from jax_bptt.core.reverse import readout_gradient
 from jax_bptt.core.sequence import Controls
 from jax_bptt.core.types import Algorithm, GatedStep, Gradient, Inputs, PyTree
-from jax_bptt.kernels.choice import Kernel
 from jax_bptt.kernels.form import HELD, RESET, Form, split_gates, stack_gates
+from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, GatedKernel, Settings
 
 
 class Saved(NamedTuple):
@@ -25,16 +25,14 @@ class Saved(NamedTuple):
     tiles: tuple[Array, ...]
 
 
-def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: bool) -> Algorithm:
+def fused_gated(kernel: GatedKernel, form: Form, settings: Settings) -> Algorithm:
     """Return backpropagation through time with all steps in `kernel`, forward and reverse.
 
     Args:
       kernel: one that supports `form`.
       form: the normal form of the cell to be run.
-      approximate: whether transcendental functions may be the hardware's.
-      interpret: whether to run the kernel in its interpreter.
+      settings: how to run it.
     """
-    options = {"approximate": approximate, "interpret": kernel.interpreter(interpret)}
 
     def forward(cell, inputs, save=True):
         weights, state, xs, _, controls = inputs
@@ -43,14 +41,12 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         (steps,) = jax.tree.leaves(xs)[0].shape[:1]
         gates = stack_gates(drives, 1 + len(batch))
         rows = math.prod(batch)
-        found, tiles = kernel.module.forward(
-            form,
+        given = ForwardInputs(
             _flat(state, rows),
             gates.reshape(steps, rows, *gates.shape[-2:]),
             _flags(controls, steps, rows),
-            save=save,
-            **options,
         )
+        found, tiles = kernel.forward(form, given, settings, save)
         leaves, structure = jax.tree.flatten(state)
         shaped = [s.reshape(steps, *like.shape) for s, like in zip(found, leaves, strict=True)]
         states = jax.tree.unflatten(structure, shaped)
@@ -69,19 +65,20 @@ def fused_gated(kernel: Kernel, form: Form, *, approximate: bool, interpret: boo
         (steps,), rows = jax.tree.leaves(xs)[0].shape[:1], math.prod(batch)
         d_readout, g = readout_gradient(cell, weights, states, d_ys)
         structure = jax.tree.structure(state)
-        given = jax.tree.leaves(g, is_leaf=lambda d: d is None)
-        d_first, d_start, emitted, lambdas = kernel.module.backward(
-            form,
+        d_states = jax.tree.leaves(g, is_leaf=lambda d: d is None)
+        given = BackwardInputs(
             _flat(state, rows),
             _flat(states, steps, rows),
             tiles,
             _flags(controls, steps, rows),
             _flat(d_last_state, rows),
-            tuple(d if d is None else d.reshape(steps, rows, -1) for d in given),
-            **options,
+            tuple(d if d is None else d.reshape(steps, rows, -1) for d in d_states),
         )
-        d_state = _shaped(d_first, structure, batch)
-        d_start = None if start is None else _shaped(d_start, structure, batch)
+        first, begun, emitted, lambdas = kernel.backward(form, given, settings)
+        d_state, d_start = _shaped(first, structure, batch), None
+        if start is not None:
+            assert begun is not None, "a state to go back to, and no flags"
+            d_start = _shaped(begun, structure, batch)
 
         drives, pull_project = trees.inexact_vjp(over_time(cell, cell.project), weights, xs)
         prevs = entering(start, state, states, controls)

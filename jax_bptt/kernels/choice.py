@@ -1,7 +1,6 @@
 """Which kernel runs a cell on a device: a table for each kind of step, and one rule."""
 
-import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,49 +8,31 @@ import jax
 from jax_bptt.core.checks import batch_shape, require
 from jax_bptt.core.types import Cell, DiagonalStep, PyTree
 from jax_bptt.kernels.form import Form, normal_form
-
-KERNELS: dict[str, tuple[str, ...]] = {
-    "gpu": ("gpu_heads", "gpu_cluster"),
-    "tpu": ("tpu_resident",),
-}
-"""For each kind of device the kernels of a `GatedStep`, the one to be preferred first.
-
-A kernel is a module of `jax_bptt.kernels` with four functions; `gpu_heads` documents them:
-
-    unsupported(form) -> str or None            what stands in the way of this form
-    interpreter() -> Any                        parameters of the interpreter that runs it on a CPU
-    forward(form, state, drives, flags, ...)    all steps
-    backward(form, state, states, ...)          the reverse pass of all steps
-"""
-
-DIAGONAL_KERNELS: dict[str, tuple[str, ...]] = {
-    "gpu": ("gpu_diagonal",),
-    "tpu": ("tpu_diagonal",),
-}
-"""The same for a `DiagonalStep`, whose kernels have three functions:
-
-    unsupported(leaf) -> str or None            what stands in the way of this leaf of the state
-    interpreter() -> Any                        parameters of the interpreter that runs it on a CPU
-    scan(first, factors, offsets, ...)          the recurrence over all steps, in either direction
-"""
+from jax_bptt.kernels.kernel import DiagonalKernel, GatedKernel, Kernel
 
 
-class Kernel(NamedTuple):
-    """A kernel by the name of its module.
+class Kernels(NamedTuple):
+    """The kernels for one kind of device, of each kind of step the one to be preferred first."""
 
-    Pallas takes as long to import as the rest of the library, and few runs need it: hence the name.
-    """
+    gated: tuple[GatedKernel, ...]
+    diagonal: tuple[DiagonalKernel, ...]
 
-    name: str
 
-    @property
-    def module(self) -> Any:
-        """The module itself."""
-        return importlib.import_module(f"jax_bptt.kernels.{self.name}")
+# Pallas takes as long to import as the rest of the library, and few runs need it: hence within.
+def _gpu() -> Kernels:
+    from jax_bptt.kernels.gpu import cluster, diagonal, heads
 
-    def interpreter(self, interpret: bool) -> Any:
-        """Return the parameters of the interpreter, or None to run on the device itself."""
-        return self.module.interpreter() if interpret else None
+    return Kernels((heads.KERNEL, cluster.KERNEL), (diagonal.KERNEL,))
+
+
+def _tpu() -> Kernels:
+    from jax_bptt.kernels.tpu import diagonal, resident
+
+    return Kernels((resident.KERNEL,), (diagonal.KERNEL,))
+
+
+KERNELS: dict[str, Callable[[], Kernels]] = {"gpu": _gpu, "tpu": _tpu}
+"""For each kind of device its kernels."""
 
 
 class Choice(NamedTuple):
@@ -88,21 +69,21 @@ def choose(
     if 0 in (jax.tree.leaves(xs)[0].shape[0], *batch_shape(cell, xs), *sizes):
         return "there is no step of any sequence"
     if isinstance(cell.step, DiagonalStep):
-        return _first(DIAGONAL_KERNELS[device], jax.tree.leaves(state), None)
+        return _first(KERNELS[device]().diagonal, jax.tree.leaves(state), None)
     form = normal_form(cell, weights, state, xs)
     if isinstance(form, str):
         return form
     wide = sorted({str(s.dtype) for s in jax.tree.leaves(state)} - {"float32"})
     if wide:
         return f"the state is {wide[0]}, and kernels carry float32"
-    return _first(KERNELS[device], [form], form)
+    return _first(KERNELS[device]().gated, [form], form)
 
 
-def _first(names: Iterable[str], parts: Sequence[Any], form: Form | None) -> Choice | str:
+def _first(kernels: Sequence[Kernel], parts: Sequence[Any], form: Form | None) -> Choice | str:
     """Return the first kernel that supports all of `parts`, or the reason of each."""
     reasons = []
-    for kernel in map(Kernel, names):
-        found = [reason for part in parts if (reason := kernel.module.unsupported(part))]
+    for kernel in kernels:
+        found = [reason for part in parts if (reason := kernel.unsupported(part))]
         if not found:
             return Choice(kernel, form)
         reasons.append(f"{kernel.name}: {found[0]}")

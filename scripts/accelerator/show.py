@@ -8,7 +8,6 @@ from benchmarks import plots
 from benchmarks.report import Table
 
 from accelerator import contestants, torch_cudnn
-from accelerator.meetings import DECIDING, WORTH
 
 PAIRS = (
     (contestants.PLAIN, contestants.GRAPH),
@@ -49,30 +48,6 @@ def times(title: str, rows: list[dict[str, Any]]) -> Table:
                 figures += [_share(c["bandwidth_share"]), _share(c["matrix_share"])]
             lines.append([row["name"], c["name"], *figures, " ".join(note.split())[:120]])
     return Table(title, header, lines)
-
-
-def meetings(title: str, rows: list[dict[str, Any]]) -> Table:
-    """Return the table of what it costs blocks of threads to meet."""
-    lines = []
-    for row in rows:
-        figures = ["-", "-"]
-        if "us" in row:
-            figures = [f"{row['us']:.3g}", f"{row['us_q1']:.3g} to {row['us_q3']:.3g}"]
-        note = row["absent"] or row["error"] or ""
-        lines.append([row["name"], *figures, " ".join(note.split())])
-    return Table(title, ["who", "us", "quartiles", "note"], lines)
-
-
-def verdict(rows: list[dict[str, Any]]) -> str | None:
-    """Return whether a dense kernel over the whole grid is worth writing, None if not measured."""
-    found = [row["us"] for row in rows if row["name"] == str(DECIDING) and "us" in row]
-    if not found:
-        return None
-    worth = "is worth writing" if found[0] <= WORTH else "is not worth writing"
-    return (
-        f"a kernel over the whole grid for 768 to 1024 units {worth}: a {DECIDING} meets in "
-        f"{found[0]:.2f} us, and {WORTH} are the most"
-    )
 
 
 def ratios(groups: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -45,11 +45,11 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     A pass through its loop takes a block of steps: one wait for what was fetched of it, one fence
     before that is overwritten, and nothing to meet for in a block of one warpgroup.
     """
-    from jax_bptt.kernels import gpu_diagonal
+    from jax_bptt.kernels.gpu import diagonal
 
     return kernels.Budget(
         registers=REGISTERS[kernel][direction == "reverse"],
-        shared_bytes=gpu_diagonal.DEPTH * gpu_diagonal.SLOT,
+        shared_bytes=diagonal.DEPTH * diagonal.SLOT,
         fences=1,
         ring=1,
     )
@@ -57,10 +57,10 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
 
 def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
     """Compile both kernels of a pair; return what each needs, by "forward" and "reverse"."""
-    from jax_bptt.kernels import gpu_diagonal
+    from jax_bptt.kernels.gpu import diagonal
 
     def scan(reverse):
-        return lambda *args: gpu_diagonal.scan(*args, reverse=reverse)
+        return lambda *args: diagonal.scan(*args, reverse=reverse)
 
     def shape(*steps):
         return jax.ShapeDtypeStruct((*steps, *LANES), jnp.dtype(kernel.dtype))

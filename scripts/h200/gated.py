@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import jax_bptt as jb
 from h200 import kernels
 from h200.target import Target
-from jax_bptt.kernels import gpu_cluster, gpu_heads
 from jax_bptt.kernels.form import normal_form, stack_gates
+from jax_bptt.kernels.gpu import cluster, heads
+from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
 
 STEPS = 1024
 """T of what is compiled; it is the bound of a loop, as B is that of a grid."""
@@ -106,7 +107,7 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     if kernel.dense:
         reverse = int(direction == "reverse")
         shared = CLUSTER[kernel.cell, kernel.size][reverse]
-        blocks = gpu_cluster.blocks_of(kernel.size) or 0
+        blocks = cluster.blocks_of(kernel.size) or 0
         passing = {"sent": 2 * blocks, "releases": blocks, "cluster": reverse}
         return kernels.Budget(255, shared, barriers=1, fences=1, ring=2, **passing, **counts)
     wide = kernel.dtype == "float32" or kernel.flags
@@ -131,7 +132,7 @@ def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
     Raises:
       ValueError: there is no kernel for it.
     """
-    module: Any = gpu_cluster if kernel.dense else gpu_heads
+    pair = cluster.KERNEL if kernel.dense else heads.KERNEL
     units, batch = (kernel.size, 32) if kernel.dense else (UNITS, 64)
     dtype = jnp.dtype(kernel.dtype)
     cell = CELLS[kernel.cell](input_size=units, hidden_size=units, dtype=dtype)
@@ -141,27 +142,28 @@ def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
     weights = jax.eval_shape(lambda key: cell.prepare(cell.init(key)), jax.random.key(0))
     state = jax.eval_shape(lambda w: cell.initial_state(w, (batch,)), weights)
     drives = jax.eval_shape(lambda w, xs: stack_gates(cell.project(w, xs), 2), weights, xs)
-    flags = jax.ShapeDtypeStruct((STEPS, batch), jnp.int32) if kernel.flags else None
+    flags: Any = jax.ShapeDtypeStruct((STEPS, batch), jnp.int32) if kernel.flags else None
 
     def form(weights):
         found = normal_form(cell, weights, state, xs)
-        reason = found if isinstance(found, str) else module.unsupported(found)
+        reason = found if isinstance(found, str) else pair.unsupported(found)
         if isinstance(found, str) or reason:
             raise ValueError(f"no kernel takes {kernel}: {reason}")
         return found
 
-    def forward(weights, state, drives, flags):
-        return module.forward(form(weights), state, drives, flags, save=True)
+    def forward(weights, inputs):
+        return pair.forward(form(weights), inputs, Settings(), True)
 
-    def reverse(weights, state, states, saved, flags, d_h):
-        d_states = (d_h, *[None] * (len(state) - 1))
-        return module.backward(form(weights), state, states, saved, flags, state, d_states)
+    def reverse(weights, inputs):
+        return pair.backward(form(weights), inputs, Settings())
 
     leaves = tuple(jax.tree.leaves(state))
     with jax.sharding.use_abstract_mesh(target.mesh.abstract_mesh):
-        states, saved = jax.eval_shape(forward, weights, leaves, drives, flags)
-    backward = weights, leaves, states, saved, flags, states[0]
+        given = ForwardInputs(leaves, drives, flags)
+        states, saved = jax.eval_shape(forward, weights, given)
+    d_states = states[0], *[None] * (len(leaves) - 1)
+    back = BackwardInputs(leaves, states, saved, flags, leaves, d_states)
     return {
-        "forward": kernels.compiled(target, forward, weights, leaves, drives, flags),
-        "reverse": kernels.compiled(target, reverse, *backward),
+        "forward": kernels.compiled(target, forward, weights, given),
+        "reverse": kernels.compiled(target, reverse, weights, back),
     }

@@ -9,11 +9,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jax_bptt as jb
-from jax_bptt.kernels import mosaic, tpu_resident_parts
+from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.kernels.tpu import resident_parts
 from tests.kernels.lowering import lowered
 from tests.registry import slow_unless
 
-LACKS = {"gpu": mosaic.available(), "tpu": tpu_resident_parts.available()}
+LACKS = {"gpu": mosaic.available(), "tpu": resident_parts.available()}
 NAMES = {"gpu": "gpu_heads", "tpu": "tpu_resident"}
 T, BATCH = 3, (2, 1)
 

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import jax_bptt as jb
 from jax_bptt.algorithms import fused, fused_diagonal
-from jax_bptt.kernels import choice, linear, mosaic
+from jax_bptt.kernels import choice, linear
+from jax_bptt.kernels.gpu import mosaic
 from tests.kernels.test_tiles import in_single
 from tests.registry import slow_unless
 
@@ -187,7 +188,7 @@ class Recorder(NamedTuple):
 def test_factors_that_stay_the_same_are_read_once(name, option, seen):
     recorder = Recorder([])
     arguments = problem(name)
-    kind = fused.by_kernel(lambda *_: fused_diagonal.fused_diagonal(recorder))
+    kind = fused.by_kernel(lambda *_: fused_diagonal.fused_diagonal(recorder.scan))
     got = jax.jit(functools.partial(gradient, name, kind, option))(arguments)
     assert set(recorder.seen) == {seen}
     want = jax.jit(functools.partial(gradient, name, jb.bptt(), option))(arguments)
@@ -200,7 +201,7 @@ def test_outputs_without_a_gradient_are_not_read(name):
     params, xs, state = problem(name)
     got, want = (
         jb.bptt_gradients(CELLS[name], params, xs, state, d_last_state=state, algorithm=kind)
-        for kind in (fused_diagonal.fused_diagonal(recorder), jb.bptt())
+        for kind in (fused_diagonal.fused_diagonal(recorder.scan), jb.bptt())
     )
     assert recorder.seen[-1] == (T, False)
     assert_near(jax.tree.leaves(got), jax.tree.leaves(want))
@@ -225,7 +226,7 @@ def test_leaves_of_the_state_are_run_one_by_one():
         last_state, ys = jb.unroll(cell, *arguments, algorithm=kind)
         return jnp.sum(ys) + jnp.sum(last_state["slow"])
 
-    kinds = fused_diagonal.fused_diagonal(recorder), jb.bptt()
+    kinds = fused_diagonal.fused_diagonal(recorder.scan), jb.bptt()
     got, want = (jax.tree.leaves(jax.grad(loss)((params, xs), kind)) for kind in kinds)
     assert_near(got, want)
     assert recorder.seen[-2:] == [(1, True), (T, False)]

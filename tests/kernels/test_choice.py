@@ -6,24 +6,26 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.kernels import choice
+from jax_bptt.kernels.kernel import GatedKernel
 
 
-class Picky:
-    """Stands for a kernel that takes matrices of one size."""
+def picky(name, size):
+    """Return a kernel that takes matrices of one size."""
 
-    def __init__(self, size):
-        self.size = size
-
-    def unsupported(self, form):
+    def unsupported(form):
         found = form.matrix.shape[1]
-        return None if found == self.size else f"takes {self.size} units, not {found}"
+        return None if found == size else f"takes {size} units, not {found}"
+
+    def never(*_):
+        raise AssertionError("a kernel is run by the algorithm alone")
+
+    return GatedKernel(name, unsupported, never, never, never)
 
 
 @pytest.fixture
 def kernels(monkeypatch):
-    modules = {"first": Picky(4), "second": Picky(5), "third": Picky(5)}
-    monkeypatch.setattr(choice, "KERNELS", {"gpu": tuple(modules)})
-    monkeypatch.setattr(choice.Kernel, "module", property(lambda kernel: modules[kernel.name]))
+    gated = picky("first", 4), picky("second", 5), picky("third", 5)
+    monkeypatch.setattr(choice, "KERNELS", {"gpu": lambda: choice.Kernels(gated, ())})
 
 
 def chosen(cell, steps=2, batch=3, device="gpu"):

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.kernels import mosaic
-from tests.kernels.lowering import lowered
+from jax_bptt.kernels.gpu import mosaic
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-TOLD = {"title": "", "reason": "", "not_run": []}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def environment():
 def test_every_group_runs_and_says_what_it_left_out(smoke):
     status, printed, report, plot = smoke
     assert status == 0
-    groups = ["correct", "heads", "dense", "torch", "cudnn", "meetings"]
+    groups = ["correct", "heads", "dense", "torch", "cudnn"]
     assert list(report["groups"]) == groups
     for group in report["groups"].values():
         done = [row["name"] for row in group["rows"]]
@@ -167,35 +165,6 @@ def test_a_wrong_kernel_is_seen(script, monkeypatch):
         found = correct.compare(correct.SMOKE[0], True)
     assert not found["met"] and found["error"] == pytest.approx(1e-3, rel=0.1)
     assert correct.distances({"a": np.array([np.nan])}, {"a": np.ones(1)}) == {"a": np.inf}
-
-
-@pytest.mark.slow
-def test_blocks_that_meet(script, smoke):
-    meetings, show = part("meetings"), part("show")
-    rows = smoke[2]["groups"]["meetings"]["rows"]
-    assert [row["name"] for row in rows] == ["cluster of 2 blocks", "exchange of 2 blocks"]
-    for row in rows:
-        assert row["error"] is None
-        assert ("us" in row) == (row["absent"] is None) == (mosaic.available() is None)
-    row = rows[0]
-    assert "on an NVIDIA GPU" in meetings.obstacle(meetings.DECIDING)
-    assert show.verdict([row]) is None
-    deciding = {"name": str(meetings.DECIDING), "us": 0.7}
-    assert "is worth writing: a grid of 64 blocks meets in 0.70 us" in show.verdict([deciding])
-    assert "is not worth writing" in show.verdict([deciding | {"us": 0.9}])
-    failed = {
-        "meetings": TOLD | {"rows": [row | {"absent": None, "error": "it hangs"}], "ended": "done"}
-    }
-    assert script.wrong(failed)
-    assert "it hangs" in "\n".join(script.tables(failed))
-
-
-@pytest.mark.skipif(mosaic.available() is not None, reason="no kernels")
-def test_meetings_are_lowered_for_a_gpu(script):
-    meetings = part("meetings")
-    for meeting in meetings.ROWS:
-        text = lowered(meetings.kernel(meeting, 8), jnp.zeros(meetings.LANES, jnp.float32))
-        assert "mosaic_gpu" in text
 
 
 def test_which_kernels_are_proven(script):

@@ -10,13 +10,14 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 import jax_bptt as jb
-from jax_bptt.kernels import tpu_resident, tpu_resident_parts
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
-from tests.kernels.test_gpu_heads import Case, distance, scanned
+from jax_bptt.kernels.kernel import Settings
+from jax_bptt.kernels.tpu import resident, resident_parts
+from tests.kernels.gpu.test_heads import Case, distance, scanned
 from tests.registry import slow_unless
 
 pytestmark = pytest.mark.skipif(
-    tpu_resident_parts.available() is not None, reason=str(tpu_resident_parts.available())
+    resident_parts.available() is not None, reason=str(resident_parts.available())
 )
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 5e-3}
 
@@ -78,11 +79,9 @@ def make_case(constructor, dtype, steps, batch, size, flagged):
 
 def run(case, interpret):
     """Return (states, what the reverse kernel makes)."""
-    states, saved = tpu_resident.forward(
-        case.form, case.state, case.drives, case.flags, save=True, interpret=interpret
-    )
-    given = case.state, states, saved, case.flags, case.d_last, case.d_states
-    return states, tpu_resident.backward(case.form, *given, interpret=interpret)
+    settings = Settings(interpret=interpret)
+    states, saved = resident.forward(case.form, case.forward_inputs, settings, save=True)
+    return states, resident.backward(case.form, case.backward_inputs(states, saved), settings)
 
 
 def check(case, tolerance, interpret: Any = True):
@@ -130,7 +129,7 @@ def test_equals_scan(name, dtype, flagged):
 def small_blocks(monkeypatch):
     """Cut everything up: blocks of 16 rows and two steps, chunks of four units."""
     for name, value in dict(ROWS=16, STEPS=2, FORWARD_CHUNK=4, REVERSE_CHUNK=4, LANES=8).items():
-        monkeypatch.setattr(tpu_resident_parts, name, value)
+        monkeypatch.setattr(resident_parts, name, value)
 
 
 @pytest.mark.slow
@@ -144,7 +143,7 @@ def small_blocks(monkeypatch):
 )
 def test_blocks_that_do_not_divide(constructor, size, small_blocks):
     case = make_case(constructor, jnp.float32, 5, 18, size, True)
-    plan = tpu_resident_parts.plan_of(case.form, case.drives, [jnp.float32], 1)
+    plan = resident_parts.plan_of(case.form, case.drives, [jnp.float32], 1)
     assert plan.grid == (2, 3) and plan.rows * 2 > 18 and plan.block * 3 > 5
     check(case, TOLERANCE[jnp.float32])
 
@@ -156,7 +155,7 @@ def test_in_the_simulator_of_a_tpu(small_blocks):
 
 
 def test_heads_are_grouped_up_to_a_matrix_unit():
-    width = tpu_resident_parts.group_width
+    width = resident_parts.group_width
     assert [width(8, 64), width(8, 96), width(3, 96), width(4, 128), width(1, 5)] == [
         128,
         384,
@@ -184,10 +183,10 @@ def test_lowers_for_a_tpu(name):
 
 def test_says_what_does_not_fit():
     form = make_case(jb.lstm, jnp.float32, 3, 5, 6, False).form
-    assert tpu_resident.unsupported(form) is None
+    assert resident.unsupported(form) is None
 
     def with_matrix(shape, dtype):
-        return tpu_resident.unsupported(
+        return resident.unsupported(
             form._replace(matrix=jax.ShapeDtypeStruct(shape, dtype))  # pyright: ignore
         )
 
@@ -200,11 +199,11 @@ def test_says_what_does_not_fit():
 
 def test_the_memory_is_that_of_the_tpu_at_hand(monkeypatch):
     info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
-    assert info.vmem_capacity_bytes == tpu_resident_parts.capacity()
+    assert info.vmem_capacity_bytes == resident_parts.capacity()
     smaller = types.SimpleNamespace(vmem_capacity_bytes=32 << 20)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(pltpu, "get_tpu_info", lambda: smaller)
-    assert tpu_resident_parts.capacity() == 32 << 20
+    assert resident_parts.capacity() == 32 << 20
 
 
 def test_a_plan_fits_into_the_memory():
@@ -212,6 +211,6 @@ def test_a_plan_fits_into_the_memory():
     wide = form._replace(matrix=jax.ShapeDtypeStruct((1, 2048, 4, 2048), jnp.bfloat16))
     for batch in (1, 64, 1000):
         like = jax.ShapeDtypeStruct((1024, batch, 4, 2048), jnp.bfloat16)
-        plan = tpu_resident_parts.plan_of(wide, like, [jnp.float32] * 20, 8)  # pyright: ignore
-        assert plan.needed <= tpu_resident_parts.CAPACITY
+        plan = resident_parts.plan_of(wide, like, [jnp.float32] * 20, 8)  # pyright: ignore
+        assert plan.needed <= resident_parts.CAPACITY
         assert plan.rows * plan.grid[0] >= batch and plan.block * plan.grid[1] >= 1024

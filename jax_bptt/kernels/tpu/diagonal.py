@@ -25,6 +25,7 @@ from jax.experimental import pallas as pl
 
 from jax_bptt.core import devices
 from jax_bptt.kernels import linear
+from jax_bptt.kernels.kernel import DiagonalKernel
 
 try:
     from jax.experimental.pallas import tpu as pltpu
@@ -64,18 +65,7 @@ def scan(
     reverse: bool = False,
     interpret: Any = None,
 ) -> tuple[Array, Array]:
-    """Run the recurrence of `jax_bptt.kernels.linear`.
-
-    Args:
-      first: what is carried into the first step run, float32 or complex64 [...], not empty.
-      factors: a_1..a_T [T, ...], or [1, ...] where all are the same and there are offsets.
-      offsets: b_1..b_T [T, ...], T at least 1; None for zero.
-      reverse: whether to go from T to 1.
-      interpret: what `interpreter` returns, or None to run on a TPU.
-
-    Returns:
-      (values, last): v_1..v_T [T, ...], and what is carried out of the last step run [...].
-    """
+    """Run the recurrence of `kernels.linear`; arguments and results are those of `Scan`."""
     steps, constant = linear.length(factors, offsets)
     units = first.shape[-1] if first.ndim else 1
     rows = math.prod(first.shape) // units
@@ -146,3 +136,6 @@ def scan(
         interpret=False if interpret is None else interpret,
     )(*inputs)
     return linear.join(values).reshape(steps, *first.shape), linear.join(lasts).reshape(first.shape)
+
+
+KERNEL = DiagonalKernel("tpu_diagonal", unsupported, interpreter, scan)

@@ -1,7 +1,7 @@
 """Block-diagonal recurrence on a GPU: all steps of a sequence in one launch, forward and reverse.
 
 A block of threads keeps one head of D units and ROWS rows of the batch for all T steps (see
-`gpu_steps`). The threads of a head share the memory in which they exchange its hidden state, or
+`gated`). The threads of a head share the memory in which they exchange its hidden state, or
 the derivatives of its feedbacks, so that a step has one barrier.
 """
 
@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.kernels import gpu_parts as parts
-from jax_bptt.kernels import gpu_steps, mosaic
 from jax_bptt.kernels.form import Form
-from jax_bptt.kernels.gpu_parts import Place, Plan
-from jax_bptt.kernels.mosaic import ROWS, UNITS
+from jax_bptt.kernels.gpu import gated, mosaic, parts
+from jax_bptt.kernels.gpu.mosaic import ROWS, UNITS
+from jax_bptt.kernels.gpu.parts import Place, Plan
+from jax_bptt.kernels.kernel import (
+    BackwardInputs,
+    Cotangents,
+    ForwardInputs,
+    GatedKernel,
+    Settings,
+    Trajectory,
+)
 
 DEPTH = 4
 """Steps that are fetched ahead: at half a microsecond each, more than the latency of the memory.
@@ -98,46 +105,18 @@ def interpreter() -> Any:
     return mosaic.plgpu.InterpretGPUParams()
 
 
-def forward(
-    form: Form,
-    state: tuple[Array, ...],
-    drives: Array,
-    flags: Array | None,
-    *,
-    save: bool,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Run all steps of a gated cell of N heads, H = N D; as `gpu_steps.forward`."""
-    plan = _plan(form, drives)
+def forward(form: Form, inputs: ForwardInputs, settings: Settings, save: bool) -> Trajectory:
+    """Run all steps of a gated cell of N heads, H = N D; as `gated.forward`."""
+    plan = _plan(form, inputs.drives)
     chunks = jnp.transpose(form.matrix, (0, 2, 3, 1))[:, :, None]
     exposed = 2, 1, mosaic.piece_count(plan.dtype), ROWS, plan.size
-    return gpu_steps.forward(
-        _scheme(form, plan, chunks, exposed, interpret),
-        form,
-        state,
-        drives,
-        flags,
-        save=save,
-        approximate=approximate,
-        interpret=interpret,
-    )
+    scheme = _scheme(form, plan, chunks, exposed, settings.interpret)
+    return gated.forward(scheme, form, inputs, settings, save)
 
 
-def backward(
-    form: Form,
-    state: tuple[Array, ...],
-    states: tuple[Array, ...],
-    saved: tuple[Array, ...],
-    flags: Array | None,
-    d_last: tuple[Array, ...],
-    d_states: tuple[Array | None, ...],
-    *,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
-    """Run the reverse pass of all steps; as `gpu_steps.backward`."""
-    plan = _plan(form, states[0])
+def backward(form: Form, inputs: BackwardInputs, settings: Settings) -> Cotangents:
+    """Run the reverse pass of all steps; as `gated.backward`."""
+    plan = _plan(form, inputs.states[0])
     chunks = jnp.transpose(form.matrix, (0, 2, 1, 3))[:, :, None]
     exposed = (
         2,
@@ -146,22 +125,12 @@ def backward(
         ROWS,
         plan.size,
     )
-    return gpu_steps.backward(
-        _scheme(form, plan, chunks, exposed, interpret),
-        form,
-        state,
-        states,
-        saved,
-        flags,
-        d_last,
-        d_states,
-        approximate=approximate,
-        interpret=interpret,
-    )
+    scheme = _scheme(form, plan, chunks, exposed, settings.interpret)
+    return gated.backward(scheme, form, inputs, settings)
 
 
 class _Exchange(NamedTuple):
-    """Products of what the threads of one block hold; see `gpu_steps.Gather` and `Reduce`.
+    """Products of what the threads of one block hold; see `gated.Gather` and `Reduce`.
 
     Attributes:
       place: where the warpgroup works.
@@ -220,7 +189,7 @@ def _plan(form: Form, like: Array) -> Plan:
 
 def _scheme(
     form: Form, plan: Plan, chunks: Array, exposed: tuple[int, ...], interpret: Any
-) -> gpu_steps.Scheme:
+) -> gated.Scheme:
     """Return the scheme of a direction, from its matrices [N, G, 1, out, in]."""
 
     def open_exchange(place, matrix_ref, _, scratch):
@@ -235,7 +204,7 @@ def _scheme(
             mosaic.multiply(interpret),
         )
 
-    return gpu_steps.Scheme(
+    return gated.Scheme(
         plan,
         parts.in_pieces(chunks, plan.dtype),
         (),
@@ -245,3 +214,6 @@ def _scheme(
         ),
         open_exchange,
     )
+
+
+KERNEL = GatedKernel("gpu_heads", unsupported, interpreter, forward, backward)

@@ -25,8 +25,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import linear, mosaic
-from jax_bptt.kernels.mosaic import plgpu
+from jax_bptt.kernels import linear
+from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.kernels.gpu.mosaic import plgpu
+from jax_bptt.kernels.kernel import DiagonalKernel
 
 LANES = 128
 """Units that a block of threads takes: one a thread of a warpgroup."""
@@ -63,18 +65,7 @@ def scan(
     reverse: bool = False,
     interpret: Any = None,
 ) -> tuple[Array, Array]:
-    """Run the recurrence of `jax_bptt.kernels.linear`.
-
-    Args:
-      first: what is carried into the first step run, float32 or complex64 [...], not empty.
-      factors: a_1..a_T [T, ...], or [1, ...] where all are the same and there are offsets.
-      offsets: b_1..b_T [T, ...], T at least 1; None for zero.
-      reverse: whether to go from T to 1.
-      interpret: what `interpreter` returns, or None to run on a GPU.
-
-    Returns:
-      (values, last): v_1..v_T [T, ...], and what is carried out of the last step run [...].
-    """
+    """Run the recurrence of `kernels.linear`; arguments and results are those of `Scan`."""
     steps, constant = linear.length(factors, offsets)
     width = math.prod(first.shape)
     padded = -(-width // LANES) * LANES
@@ -169,3 +160,6 @@ def scan(
     values = linear.join([v[:, :width] for v in made[:count]])
     last = linear.join([v[:width] for v in made[count:]])
     return values.reshape(steps, *first.shape), last.reshape(first.shape)
+
+
+KERNEL = DiagonalKernel("gpu_diagonal", unsupported, interpreter, scan)

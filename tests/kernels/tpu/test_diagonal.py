@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_bptt.kernels import tpu_diagonal
+from jax_bptt.kernels.tpu import diagonal
 from tests.kernels.recurrence import check, check_forgets, check_vmap, make_case
 from tests.registry import slow_unless
 
 REAL, COMPLEX = jnp.float32, jnp.complex64
-REASON = tpu_diagonal.unsupported(jnp.zeros(1, REAL))
+REASON = diagonal.unsupported(jnp.zeros(1, REAL))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def interpreted(*args, **kwargs):
-    return tpu_diagonal.scan(*args, **kwargs, interpret=tpu_diagonal.interpreter())
+    return diagonal.scan(*args, **kwargs, interpret=diagonal.interpreter())
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -45,9 +45,9 @@ def test_equals_the_loop(steps, shape, dtype, constant, reverse):
     ],
 )
 def test_several_blocks_of_steps_rows_and_units(dtype, reverse, monkeypatch):
-    monkeypatch.setattr(tpu_diagonal, "UNITS", tpu_diagonal.LANES)
-    two_steps = 2 * 4 * tpu_diagonal.SUBLANES * tpu_diagonal.LANES
-    monkeypatch.setattr(tpu_diagonal, "BYTES", two_steps)
+    monkeypatch.setattr(diagonal, "UNITS", diagonal.LANES)
+    two_steps = 2 * 4 * diagonal.SUBLANES * diagonal.LANES
+    monkeypatch.setattr(diagonal, "BYTES", two_steps)
     check(interpreted, make_case(5, (9, 130), dtype, reverse=reverse))
 
 
@@ -70,10 +70,10 @@ def test_a_factor_of_zero_forgets():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_lowers_for_a_tpu(dtype, reverse):
     case = make_case(100, (3, 50), dtype, reverse=reverse)
-    run = jax.jit(functools.partial(tpu_diagonal.scan, reverse=reverse))
+    run = jax.jit(functools.partial(diagonal.scan, reverse=reverse))
     text = run.trace(*case[:3]).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
 
 
 def test_says_what_it_does_not_carry():
-    assert "not float64" in str(tpu_diagonal.unsupported(jnp.zeros(3, jnp.float64)))
+    assert "not float64" in str(diagonal.unsupported(jnp.zeros(3, jnp.float64)))

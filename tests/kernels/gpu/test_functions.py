@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.kernels import gpu_functions
 from jax_bptt.kernels.form import normal_form
+from jax_bptt.kernels.gpu import functions as gpu_functions
 
 EXACT = gpu_functions.functions(False)
 EVERY = np.concatenate([np.linspace(-12, 12, 200_001), np.geomspace(1e-30, 10, 100_000)])

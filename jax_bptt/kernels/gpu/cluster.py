@@ -1,7 +1,7 @@
 """Dense recurrence on a GPU: all steps of a sequence in one launch, spread over a cluster.
 
 A cluster of P blocks of threads keeps all H units and ROWS rows of the batch for all T steps (see
-`gpu_steps`), each block H / P of the units, with all gates of theirs. Forward, a block needs the
+`gated`), each block H / P of the units, with all gates of theirs. Forward, a block needs the
 whole hidden state:
 
     feedback[own] = sum_q hidden[of block q] M[of q, own]
@@ -11,7 +11,7 @@ of gates, and each block adds up what it is sent:
 
     part_p[of q] = e[of p] M[of q, of p]^T          d_{t-1}[own] = d_prev[own] + sum_p part_p[own]
 
-Either is sent from registers into the shared memory of the block that needs it (`gpu_mail`). A
+Either is sent from registers into the shared memory of the block that needs it (`mail`). A
 hidden state has two places there, of which one is read while the other is written: who writes to
 one again has received from all, after they had read it, what is in the other. Sums have one place;
 that it has been read is said at a barrier of the cluster, before the products of the next step, and
@@ -24,14 +24,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import gpu_mail as mail
-from jax_bptt.kernels import gpu_parts as parts
-from jax_bptt.kernels import gpu_steps, mosaic
 from jax_bptt.kernels.form import Form
-from jax_bptt.kernels.gpu_mail import Box
-from jax_bptt.kernels.gpu_matrix import Matrix, Split
-from jax_bptt.kernels.gpu_parts import Place, Plan
-from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.gpu import gated, mail, mosaic, parts
+from jax_bptt.kernels.gpu.mail import Box
+from jax_bptt.kernels.gpu.matrix import Matrix, Split
+from jax_bptt.kernels.gpu.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.gpu.parts import Place, Plan
+from jax_bptt.kernels.kernel import (
+    BackwardInputs,
+    Cotangents,
+    ForwardInputs,
+    GatedKernel,
+    Settings,
+    Trajectory,
+)
 
 DEPTH = 2
 """Steps that are fetched ahead: each takes longer than the latency of the memory."""
@@ -104,18 +110,9 @@ def _bytes(form: Form) -> tuple[int, int]:
     return gather, reduce
 
 
-def forward(
-    form: Form,
-    state: tuple[Array, ...],
-    drives: Array,
-    flags: Array | None,
-    *,
-    save: bool,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Run all steps of a gated cell of one dense matrix; as `gpu_steps.forward`."""
-    plan = _plan(form, *drives.shape[:2])
+def forward(form: Form, inputs: ForwardInputs, settings: Settings, save: bool) -> Trajectory:
+    """Run all steps of a gated cell of one dense matrix; as `gated.forward`."""
+    plan = _plan(form, *inputs.drives.shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     gates = form.matrix.shape[2]
     matrix = _gathering(plan, gates)
@@ -124,52 +121,30 @@ def forward(
         plan,
         (PLACES, count, ROWS, plan.parts * plan.size),
         dtype,
-        barriers=PLACES,
-        senders=plan.threads,
-        tiles=count,
-        interpret=interpret,
+        mail.Arrivals(barriers=PLACES, senders=plan.threads, tiles=count),
+        interpret=settings.interpret,
     )
 
     def open_exchange(place, refs, passing, scratch):
         loaded, met, *boxed = scratch
         box = post.open(place, passing, boxed)
         return _Gather(
-            place, matrix.load(place, refs, loaded), box, met, mosaic.multiply(interpret)
+            place, matrix.load(place, refs, loaded), box, met, mosaic.multiply(settings.interpret)
         )
 
-    scheme = gpu_steps.Scheme(
+    scheme = gated.Scheme(
         plan,
         matrix.inputs(_merged(chunks)),
         post.passing,
         (matrix.scratch(), plgpu.Barrier(num_arrivals=plan.threads), *post.scratch),
         open_exchange,
     )
-    return gpu_steps.forward(
-        scheme,
-        form,
-        state,
-        drives,
-        flags,
-        save=save,
-        approximate=approximate,
-        interpret=interpret,
-    )
+    return gated.forward(scheme, form, inputs, settings, save)
 
 
-def backward(
-    form: Form,
-    state: tuple[Array, ...],
-    states: tuple[Array, ...],
-    saved: tuple[Array, ...],
-    flags: Array | None,
-    d_last: tuple[Array, ...],
-    d_states: tuple[Array | None, ...],
-    *,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
-    """Run the reverse pass of all steps; as `gpu_steps.backward`."""
-    plan = _plan(form, *states[0].shape[:2])
+def backward(form: Form, inputs: BackwardInputs, settings: Settings) -> Cotangents:
+    """Run the reverse pass of all steps; as `gated.backward`."""
+    plan = _plan(form, *inputs.states[0].shape[:2])
     count, dtype = mosaic.piece_count(plan.dtype), mosaic.piece_dtype(plan.dtype)
     d_feedback = form.step.d_feedback
     crossing = len(parts.crossing(d_feedback))
@@ -182,10 +157,8 @@ def backward(
         plan,
         (plan.threads, plan.parts, ROWS, UNITS),
         jnp.float32,
-        barriers=plan.threads,
-        senders=1,
-        tiles=1,
-        interpret=interpret,
+        mail.Arrivals(barriers=plan.threads, senders=1, tiles=1),
+        interpret=settings.interpret,
         columns=8,
     )
 
@@ -199,10 +172,10 @@ def backward(
             read,
             post.open(place, passing, boxed),
             d_feedback,
-            mosaic.multiply(interpret),
+            mosaic.multiply(settings.interpret),
         )
 
-    scheme = gpu_steps.Scheme(
+    scheme = gated.Scheme(
         plan,
         matrix.inputs(_merged(chunks)),
         post.passing,
@@ -215,22 +188,11 @@ def backward(
         ),
         open_exchange,
     )
-    return gpu_steps.backward(
-        scheme,
-        form,
-        state,
-        states,
-        saved,
-        flags,
-        d_last,
-        d_states,
-        approximate=approximate,
-        interpret=interpret,
-    )
+    return gated.backward(scheme, form, inputs, settings)
 
 
 class _Gather(NamedTuple):
-    """The forward products: each block is sent the hidden state of all; see `gpu_steps.Gather`.
+    """The forward products: each block is sent the hidden state of all; see `gated.Gather`.
 
     Attributes:
       place: where the warpgroup works.
@@ -268,7 +230,7 @@ class _Gather(NamedTuple):
 
 
 class _Reduce(NamedTuple):
-    """The reverse products: each block adds up what it is sent; see `gpu_steps.Reduce`.
+    """The reverse products: each block adds up what it is sent; see `gated.Reduce`.
 
     Attributes:
       place: where the warpgroup works.
@@ -355,3 +317,6 @@ def _merged(chunks: Array) -> Array:
     """Return [P, G, P, W, W, UNITS, UNITS] as `Split.inputs` takes it."""
     blocks, gates, _, threads, _, _, _ = chunks.shape
     return chunks.reshape(blocks, gates, blocks * threads, threads * UNITS, UNITS)
+
+
+KERNEL = GatedKernel("gpu_cluster", unsupported, interpreter, forward, backward)

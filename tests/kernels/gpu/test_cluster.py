@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 import jax_bptt as jb
-from jax_bptt.kernels import gpu_cluster, gpu_matrix, mosaic
-from jax_bptt.kernels.gpu_mail import Box
+from jax_bptt.kernels.gpu import cluster, mosaic
+from jax_bptt.kernels.gpu import matrix as gpu_matrix
+from jax_bptt.kernels.gpu.mail import Box
+from jax_bptt.kernels.kernel import Settings
+from tests.kernels.gpu.test_heads import TOLERANCE, check, check_caught, make_case
 from tests.kernels.lowering import lowered
-from tests.kernels.test_gpu_heads import TOLERANCE, check, check_caught, make_case
 from tests.registry import slow_unless
 
 pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosaic.available()))
@@ -19,8 +21,8 @@ make_dense = functools.partial(make_case, heads=1, units=64)
 
 
 def confirm(case):
-    assert gpu_cluster.unsupported(case.form) is None
-    check(case, TOLERANCE[case.form.matrix.dtype.type], gpu_cluster)
+    assert cluster.unsupported(case.form) is None
+    check(case, TOLERANCE[case.form.matrix.dtype.type], cluster)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_four_blocks():
 
 @pytest.mark.slow
 def test_two_warpgroups_in_each_block(monkeypatch):
-    monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)
+    monkeypatch.setattr(cluster, "BLOCKS", 2)
     confirm(make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False, units=128))
 
 
@@ -69,19 +71,18 @@ def test_matrix_partly_in_shared_memory(monkeypatch):
 
 
 def splits(case):
-    plan = gpu_cluster._plan(case.form, *case.drives.shape[:2])
-    return [made(plan, 4) for made in (gpu_cluster._gathering, gpu_cluster._reducing)]
+    plan = cluster._plan(case.form, *case.drives.shape[:2])
+    return [made(plan, 4) for made in (cluster._gathering, cluster._reducing)]
 
 
 def kernel(direction, units=64, steps=3):
-    """Return a kernel of a simple network with its arguments, all but `interpret`."""
+    """Return a kernel of a simple network with its arguments, all but `settings`."""
     case = make_dense(jb.elman, jnp.bfloat16, batch=16, flagged=False, units=units, steps=steps)
     if direction == "forward":
-        run = functools.partial(gpu_cluster.forward, save=False)
-        return functools.partial(run, case.form, case.state, case.drives, None)
+        return functools.partial(cluster.forward, case.form, case.forward_inputs, save=False)
     zeros = jnp.zeros((*case.drives.shape[:2], units), jnp.float32)
-    given = case.form, case.state, (zeros,), (), None, case.d_last, (None,)
-    return functools.partial(gpu_cluster.backward, *given)
+    inputs = case.backward_inputs((zeros,), ())._replace(d_states=(None,))
+    return functools.partial(cluster.backward, case.form, inputs)
 
 
 @pytest.mark.parametrize("direction", ["forward", slow_unless(False, "backward")])
@@ -118,15 +119,15 @@ def test_sending_before_all_have_read_is_caught(monkeypatch, caplog):
 
 @pytest.mark.slow
 def test_hidden_states_in_one_place_are_caught(monkeypatch, caplog):
-    spoil = functools.partial(monkeypatch.setattr, gpu_cluster, "PLACES", 1)
+    spoil = functools.partial(monkeypatch.setattr, cluster, "PLACES", 1)
     check_caught(kernel("forward"), caplog, spoil)
 
 
 @pytest.mark.slow
 def test_derivatives_in_one_place_are_caught(monkeypatch, caplog):
     """One warpgroup would write its own while the other still reads those of the step before."""
-    monkeypatch.setattr(gpu_cluster, "BLOCKS", 2)
-    spoil = functools.partial(monkeypatch.setattr, gpu_cluster, "PLACES", 1)
+    monkeypatch.setattr(cluster, "BLOCKS", 2)
+    spoil = functools.partial(monkeypatch.setattr, cluster, "PLACES", 1)
     check_caught(kernel("backward", units=128), caplog, spoil)
 
 
@@ -134,13 +135,11 @@ def test_derivatives_in_one_place_are_caught(monkeypatch, caplog):
 def test_lowers_for_a_gpu(constructor):
     case = make_dense(constructor, jnp.bfloat16, batch=16, flagged=True, units=256)
 
-    def both(drives):
-        states, saved = gpu_cluster.forward(case.form, case.state, drives, case.flags, save=True)
-        return gpu_cluster.backward(
-            case.form, case.state, states, saved, case.flags, case.d_last, case.d_states
-        )
+    def both(inputs):
+        states, saved = cluster.forward(case.form, inputs, Settings(), save=True)
+        return cluster.backward(case.form, case.backward_inputs(states, saved), Settings())
 
-    assert lowered(both, case.drives).count("mosaic_gpu") >= 2
+    assert lowered(both, case.forward_inputs).count("mosaic_gpu") >= 2
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_lowers_for_a_gpu(constructor):
     [(32, None), (64, 2), (96, 3), (256, 8), (288, 3), (352, None), (384, 6), (480, 5), (512, 8)],
 )
 def test_blocks_divide_the_units(size, blocks):
-    assert gpu_cluster.blocks_of(size) == blocks
+    assert cluster.blocks_of(size) == blocks
 
 
 def test_says_what_does_not_fit():
@@ -156,7 +155,7 @@ def test_says_what_does_not_fit():
 
     def of(size, dtype=jnp.bfloat16, heads=1):
         matrix = jnp.zeros((heads, size, 4, size), dtype)
-        return gpu_cluster.unsupported(form._replace(matrix=matrix))
+        return cluster.unsupported(form._replace(matrix=matrix))
 
     assert of(256) is None and of(384) is None and of(512) is None and of(256, jnp.float32) is None
     assert "not 2 heads" in str(of(64, heads=2))
@@ -169,4 +168,4 @@ def test_says_what_this_jax_lacks(monkeypatch):
     for name in mosaic.NEEDED:
         with monkeypatch.context() as without:
             without.delattr(mosaic.plgpu, name)
-            assert f"has no {name}; install jax" in str(gpu_cluster.unsupported(form))
+            assert f"has no {name}; install jax" in str(cluster.unsupported(form))

@@ -1,4 +1,4 @@
-"""Who works where in a kernel of `gpu_steps`, what it fetches, stores and launches."""
+"""Who works where in a kernel of `gated`, what it fetches, stores and launches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import mosaic
 from jax_bptt.kernels.form import HELD, RESET, Form
-from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.kernels.gpu.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.kernel import Settings
 
 
 class Plan(NamedTuple):
@@ -187,24 +188,32 @@ def of_step(dtype: Any, plan: Plan, tiles: int | None = None) -> jax.ShapeDtypeS
     return jax.ShapeDtypeStruct((*several, ROWS, plan.size), dtype)
 
 
+class Memory(NamedTuple):
+    """The memory of a kernel besides its inputs.
+
+    Attributes:
+      outputs: shapes in global memory.
+      fetched: shapes in shared memory, of each array that a step reads, for one step.
+      words: whether a step reads a word of flags.
+      scratch: shared memory and barriers, as Pallas takes them.
+    """
+
+    outputs: Sequence[jax.ShapeDtypeStruct]
+    fetched: Sequence[jax.ShapeDtypeStruct]
+    words: bool
+    scratch: Sequence[Any]
+
+
 def launch(
-    body: Callable[..., None],
-    plan: Plan,
-    outputs: Sequence[jax.ShapeDtypeStruct],
-    *,
-    fetched: Sequence[jax.ShapeDtypeStruct],
-    words: bool,
-    scratch: Sequence[Any],
-    approximate: bool,
-    interpret: Any,
+    body: Callable[..., None], plan: Plan, memory: Memory, settings: Settings
 ) -> Callable[..., Any]:
     """Return the kernel of `body`: a block of threads for each part and each ROWS of the batch.
 
-    The ring holds what is `fetched` for every step in flight, and of the words of flags a line.
+    The ring holds what is fetched for every step in flight, and of the words of flags a line.
     `body` takes the inputs, outputs, the ring's slots and barriers, scratch.
     """
-    slots = [mosaic.shared_tiles((plan.depth, *a.shape), a.dtype) for a in fetched]
-    slots += [plgpu.SMEM((plan.depth, 32), jnp.int32)] * words
+    slots = [mosaic.shared_tiles((plan.depth, *a.shape), a.dtype) for a in memory.fetched]
+    slots += [plgpu.SMEM((plan.depth, 32), jnp.int32)] * memory.words
     blocks = plan.rows // ROWS
     spread = {"grid": (plan.parts, blocks), "grid_names": ("part", "block")}
     if plan.clustered:
@@ -216,16 +225,16 @@ def launch(
         }
     return mosaic.kernel(
         body,
-        out_type=tuple(outputs),
+        out_type=tuple(memory.outputs),
         scratch_types=[
             slots,
             plgpu.Barrier(num_arrivals=max(len(slots), 1), num_barriers=plan.depth),
-            list(scratch),
+            list(memory.scratch),
         ],
         num_threads=plan.threads,
         thread_name="thread",
-        compiler_params=mosaic.compiler_params(approximate),
-        interpret=interpret,
+        compiler_params=mosaic.compiler_params(settings.approximate),
+        interpret=settings.interpret,
         **spread,
     )
 

@@ -10,8 +10,10 @@ import pytest
 from jax import lax
 
 import jax_bptt as jb
-from jax_bptt.kernels import gpu_heads, mosaic
 from jax_bptt.kernels.form import Form, normal_form, split_gates, stack_gates
+from jax_bptt.kernels.gpu import heads as gpu_heads
+from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
 from tests.kernels.lowering import lowered
 from tests.registry import slow_unless
 
@@ -36,6 +38,14 @@ class Case(NamedTuple):
     step: Any
     d_last: tuple
     d_states: tuple
+
+    @property
+    def forward_inputs(self):
+        return ForwardInputs(self.state, self.drives, self.flags)
+
+    def backward_inputs(self, states, saved):
+        given = self.state, states, saved, self.flags, self.d_last, self.d_states
+        return BackwardInputs(*given)
 
 
 def make_case(constructor, dtype, batch, heads, flagged, units=D, steps=T):
@@ -95,15 +105,13 @@ def distance(found, wanted):
     return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
 
 
-def interpreter():
-    return mosaic.plgpu.InterpretGPUParams(detect_races=True)
+def interpreted():
+    return Settings(interpret=mosaic.plgpu.InterpretGPUParams(detect_races=True))
 
 
 def check(case, tolerance, kernel: Any = gpu_heads):
     states, saved = jax.jit(
-        lambda: kernel.forward(
-            case.form, case.state, case.drives, case.flags, save=True, interpret=interpreter()
-        )
+        lambda: kernel.forward(case.form, case.forward_inputs, interpreted(), save=True)
     )()
     wanted_states = scanned(case, case.state, case.state, case.drives)
     for found, wanted in zip(states, wanted_states, strict=True):
@@ -117,16 +125,7 @@ def check(case, tolerance, kernel: Any = gpu_heads):
 
     d_state, d_start, d_drives = jax.grad(loss, (0, 1, 2))(case.state, case.state, case.drives)
     made = jax.jit(
-        lambda: kernel.backward(
-            case.form,
-            case.state,
-            states,
-            saved,
-            case.flags,
-            case.d_last,
-            case.d_states,
-            interpret=interpreter(),
-        )
+        lambda: kernel.backward(case.form, case.backward_inputs(states, saved), interpreted())
     )()
     if case.flags is None:
         assert made[1] is None
@@ -192,18 +191,18 @@ def test_fetches_fewer_steps_ahead_where_a_step_has_many_tiles():
 
 def check_caught(run, caplog, spoil):
     """Check that `run` has no race, and has one after `spoil()`."""
-    warns = mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn")
+    warns = Settings(interpret=mosaic.plgpu.InterpretGPUParams(detect_races=True, on_race="warn"))
     with caplog.at_level(logging.WARNING):
-        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+        jax.block_until_ready(jax.jit(lambda: run(settings=warns))())
         assert "RACE DETECTED" not in caplog.text
         spoil()
-        jax.block_until_ready(jax.jit(lambda: run(interpret=warns))())
+        jax.block_until_ready(jax.jit(lambda: run(settings=warns))())
     assert "RACE DETECTED" in caplog.text
 
 
 def test_missing_barrier_is_caught(monkeypatch, caplog):
     case = make_case(jb.lstm, jnp.bfloat16, 16, 1, False, units=64)
-    run = functools.partial(gpu_heads.forward, case.form, case.state, case.drives, None, save=False)
+    run = functools.partial(gpu_heads.forward, case.form, case.forward_inputs, save=False)
     spoil = functools.partial(monkeypatch.setattr, mosaic, "sync", lambda barrier: None)
     check_caught(run, caplog, spoil)
 
@@ -211,8 +210,8 @@ def test_missing_barrier_is_caught(monkeypatch, caplog):
 def test_lowers_for_a_gpu():
     case = make_case(jb.gru, jnp.bfloat16, 16, 1, True)
     assert "mosaic_gpu" in lowered(
-        lambda drives: gpu_heads.forward(case.form, case.state, drives, case.flags, save=True),
-        case.drives,
+        lambda inputs: gpu_heads.forward(case.form, inputs, Settings(), save=True),
+        case.forward_inputs,
     )
 
 

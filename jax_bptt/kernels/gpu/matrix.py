@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import gpu_parts as parts
-from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.gpu_parts import Place, Plan
-from jax_bptt.kernels.mosaic import UNITS, plgpu
+from jax_bptt.kernels.gpu import mosaic, parts
+from jax_bptt.kernels.gpu.mosaic import UNITS, plgpu
+from jax_bptt.kernels.gpu.parts import Place, Plan
 
 REST = 95
 """Registers of a thread for all that is neither matrix nor a sum.

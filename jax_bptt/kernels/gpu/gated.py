@@ -28,10 +28,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import gpu_functions, mosaic
-from jax_bptt.kernels import gpu_parts as parts
 from jax_bptt.kernels.form import HELD, RESET, Form
-from jax_bptt.kernels.gpu_parts import Place, Plan
+from jax_bptt.kernels.gpu import mosaic, parts
+from jax_bptt.kernels.gpu.functions import by_hardware
+from jax_bptt.kernels.gpu.functions import functions as functions_of
+from jax_bptt.kernels.gpu.parts import Place, Plan
+from jax_bptt.kernels.kernel import (
+    BackwardInputs,
+    Cotangents,
+    ForwardInputs,
+    Settings,
+    Trajectory,
+)
 
 
 class Gather(Protocol):
@@ -76,43 +84,24 @@ class Scheme(NamedTuple):
 
 
 def forward(
-    scheme: Scheme,
-    form: Form,
-    state: tuple[Array, ...],
-    drives: Array,
-    flags: Array | None,
-    *,
-    save: bool,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Run all steps of a gated cell.
+    scheme: Scheme, form: Form, inputs: ForwardInputs, settings: Settings, save: bool
+) -> Trajectory:
+    """Run all steps of a gated cell, as `GatedKernel.forward`.
 
-    Args:
-      scheme: of the forward kernel.
-      form: the normal form of the cell, H units in all.
-      state: the leaves of s_0, float32 [B, H] each.
-      drives: floating, [T, B, G, H].
-      flags: int32 [T, B] of RESET and HELD, or None for neither.
-      save: whether to return what `backward` needs.
-      approximate: whether transcendental functions may be the hardware's, of about 11 bits.
-      interpret: parameters of the interpreter, or None to run on a GPU.
-
-    Returns:
-      (states, saved): the leaves of s_1..s_T, float32 [T, B, H] each; the saved tiles of all steps
-      in one array [T S, B, H] in the dtype of the operands, which the reverse kernel fetches by one
-      copy a step, or none if there are none to save.
+    The saved tiles of all steps are one array [T S, B, H], which the reverse kernel fetches by one
+    copy a step, or none if there are none to save.
     """
+    state, drives, flags = inputs
     plan, batch = scheme.plan, drives.shape[1]
     step, gates = form.step, drives.shape[2]
-    functions = gpu_functions.functions(approximate)
+    functions = functions_of(settings.approximate)
     made = [parts.over_time(jnp.float32, plan)] * len(state)
     if save and step.saved:
         made.append(parts.over_time(plan.dtype, plan, step.saved))
     outputs = len(made)
 
-    def body(inputs, *refs):
-        own_refs, bias_ref, unit_refs, state_refs, drives_ref, flags_ref = inputs
+    def body(array_refs, *refs):
+        own_refs, bias_ref, unit_refs, state_refs, drives_ref, flags_ref = array_refs
         *out_refs, slots, ready, scratch = refs
         out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
         place = parts.place_of(plan)
@@ -166,7 +155,7 @@ def forward(
         following = jnp.pad(flags[1:] & RESET, ((0, 1), (0, 0)))
         words = parts.flag_words((flags & HELD) | following, plan)
     flat = drives.reshape(*drives.shape[:2], -1)
-    inputs = (
+    arrays = (
         scheme.inputs,
         form.bias,
         form.units,
@@ -174,52 +163,21 @@ def forward(
         parts.padded(flat, 1, plan),
         words,
     )
-    found = parts.launch(
-        body,
-        plan,
+    memory = parts.Memory(
         [*made, *scheme.passing],
         fetched=[parts.of_step(drives.dtype, plan)] * gates,
         words=words is not None,
         scratch=scheme.scratch,
-        approximate=gpu_functions.by_hardware(step, approximate),
-        interpret=interpret,
-    )(inputs)
+    )
+    hardware = settings._replace(approximate=by_hardware(step, settings.approximate))
+    found = parts.launch(body, plan, memory, hardware)(arrays)
     found = [a[:, :batch] for a in found[:outputs]]
     return tuple(found[: len(state)]), tuple(found[len(state) :])
 
 
-def backward(
-    scheme: Scheme,
-    form: Form,
-    state: tuple[Array, ...],
-    states: tuple[Array, ...],
-    saved: tuple[Array, ...],
-    flags: Array | None,
-    d_last: tuple[Array, ...],
-    d_states: tuple[Array | None, ...],
-    *,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
-    """Run the reverse pass of all steps.
-
-    Args:
-      scheme: of the reverse kernel.
-      form: as given to `forward`, and so are `state`, `flags`, `approximate` and `interpret`.
-      state: the leaves of s_0.
-      states: the leaves of s_1..s_T.
-      saved: what `forward` saved.
-      flags: int32 [T, B] or None.
-      d_last: what reaches s_T from beyond, float32 [B, H] each.
-      d_states: what reaches s_1..s_T from the outputs, float32 [T, B, H] each or None.
-      approximate: whether transcendental functions may be the hardware's.
-      interpret: parameters of the interpreter, or None.
-
-    Returns:
-      (d_first, d_start, emitted, lambdas): what reaches s_0; what reaches the start by resets, or
-      None without flags; the emitted tiles [T, B, E, H] in the dtype of the operands, zero where
-      the state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
-    """
+def backward(scheme: Scheme, form: Form, inputs: BackwardInputs, settings: Settings) -> Cotangents:
+    """Run the reverse pass of all steps, as `GatedKernel.backward`."""
+    state, states, saved, flags, d_last, d_states = inputs
     plan, batch = scheme.plan, states[0].shape[1]
     step = form.step
     olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
@@ -232,8 +190,8 @@ def backward(
     lasting = [row] * (len(state) * (1 if flags is None else 2))
     outputs = len(made) + len(lasting)
 
-    def body(inputs, *refs):
-        own_refs, unit_refs, start_refs, last_refs, steps_refs, flags_ref = inputs
+    def body(array_refs, *refs):
+        own_refs, unit_refs, start_refs, last_refs, steps_refs, flags_ref = array_refs
         saved_refs, old_refs, new_refs, given_refs = steps_refs
         *out_refs, slots, ready, scratch = refs
         out_refs, passing_refs = out_refs[:outputs], out_refs[outputs:]
@@ -304,7 +262,7 @@ def backward(
     words = None if flags is None else parts.flag_words(flags, plan)
     fetched = saved, olds, news, given
     starts = tuple(s for s, r in zip(state, step.reads_prev, strict=True) if r)
-    inputs = (
+    arrays = (
         scheme.inputs,
         form.units,
         tuple(parts.padded(s, 0, plan) for s in starts),
@@ -312,9 +270,7 @@ def backward(
         jax.tree.map(lambda a: parts.padded(a, 1, plan), fetched),
         words,
     )
-    found = parts.launch(
-        body,
-        plan,
+    memory = parts.Memory(
         [*made, *lasting, *scheme.passing],
         fetched=[
             *(parts.of_step(a.dtype, plan, step.saved) for a in saved),
@@ -322,11 +278,10 @@ def backward(
         ],
         words=words is not None,
         scratch=scheme.scratch,
-        approximate=approximate,
-        interpret=interpret,
-    )(inputs)
+    )
+    found = parts.launch(body, plan, memory, settings)(arrays)
     emitted, *passing = (a[:, :batch] for a in found[: len(made)])
     emitted = emitted.reshape(*emitted.shape[:2], step.emitted, -1)
     last = tuple(a[:batch] for a in found[len(made) : outputs])
     d_start = last[len(state) :] if words is not None else None
-    return last[: len(state)], d_start, emitted, tuple(passing) if lambdas else None
+    return Cotangents(last[: len(state)], d_start, emitted, tuple(passing) if lambdas else None)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.kernels import mosaic
-from jax_bptt.kernels.gpu_parts import Place, Plan
-from jax_bptt.kernels.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.kernels.gpu.mosaic import ROWS, UNITS, plgpu
+from jax_bptt.kernels.gpu.parts import Place, Plan
 
 
 class Box(NamedTuple):
@@ -98,14 +98,26 @@ class Post(NamedTuple):
         return Box(place, memory, arrived, interpreted=bool(passing))
 
 
+class Arrivals(NamedTuple):
+    """The messages that the barriers of a box wait for.
+
+    Attributes:
+      barriers: how many parts of the box are waited for one by one.
+      senders: how many warpgroups of every block send to each of these parts,
+      tiles: and how many tiles each.
+    """
+
+    barriers: int
+    senders: int
+    tiles: int
+
+
 def post(
     plan: Plan,
     shape: tuple[int, ...],
     dtype: Any,
+    arrivals: Arrivals,
     *,
-    barriers: int,
-    senders: int,
-    tiles: int,
     interpret: Any,
     columns: int = UNITS,
 ) -> Post:
@@ -115,17 +127,20 @@ def post(
       plan: of the kernel.
       shape: of the box, [*, ROWS, a multiple of UNITS].
       dtype: of what is sent.
-      barriers: how many parts of the box are waited for one by one.
-      senders: how many warpgroups of every block send to each of these parts,
-      tiles: and how many tiles each.
+      arrivals: for each of its barriers.
       interpret: parameters of the interpreter, or None to run on a GPU.
       columns: as of `mosaic.shared_tiles`.
     """
     if interpret is not None:
         everyone = jax.ShapeDtypeStruct((plan.rows // ROWS, plan.parts, *shape), dtype)
         arrived = plgpu.ClusterBarrier(
-            collective_axes=("part",), num_arrivals=senders, num_barriers=barriers
+            collective_axes=("part",),
+            num_arrivals=arrivals.senders,
+            num_barriers=arrivals.barriers,
         )
         return Post((everyone,), (arrived,))
-    arrived = plgpu.Barrier(num_arrivals=plan.parts * senders * tiles, num_barriers=barriers)
+    arrived = plgpu.Barrier(
+        num_arrivals=plan.parts * arrivals.senders * arrivals.tiles,
+        num_barriers=arrivals.barriers,
+    )
     return Post((), (mosaic.shared_tiles(shape, dtype, columns), arrived))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_bptt.kernels import gpu_diagonal, mosaic
+from jax_bptt.kernels.gpu import diagonal, mosaic
 from tests.kernels.lowering import lowered
 from tests.kernels.recurrence import check, check_forgets, check_vmap, make_case
 from tests.registry import slow_unless
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(mosaic.available() is not None, reason=str(mosai
 
 REAL, COMPLEX = jnp.float32, jnp.complex64
 # Two steps of two arrays, so that a few steps go round the ring.
-SHORT = 2 * 2 * 4 * gpu_diagonal.LANES
+SHORT = 2 * 2 * 4 * diagonal.LANES
 
 
 def interpreted(**options):
     params = mosaic.plgpu.InterpretGPUParams(detect_races=True, **options)
-    return functools.partial(gpu_diagonal.scan, interpret=params)
+    return functools.partial(diagonal.scan, interpret=params)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -53,7 +53,7 @@ def test_equals_the_loop(steps, shape, dtype, constant, reverse):
     ],
 )
 def test_more_steps_than_are_in_flight(steps, dtype, constant, reverse, monkeypatch):
-    monkeypatch.setattr(gpu_diagonal, "SLOT", SHORT)
+    monkeypatch.setattr(diagonal, "SLOT", SHORT)
     check(interpreted(), make_case(steps, (3,), dtype, constant=constant, reverse=reverse))
 
 
@@ -71,7 +71,7 @@ def test_a_factor_of_zero_forgets():
 
 
 def test_overwriting_what_is_being_read_is_caught(monkeypatch, caplog):
-    monkeypatch.setattr(gpu_diagonal, "SLOT", SHORT)
+    monkeypatch.setattr(diagonal, "SLOT", SHORT)
     case = make_case(11, (3,), REAL)
     if "on_race" not in inspect.signature(mosaic.plgpu.InterpretGPUParams).parameters:
         pytest.skip("the interpreter of this JAX prints races, and does not log them")
@@ -79,7 +79,7 @@ def test_overwriting_what_is_being_read_is_caught(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         check(run, case)
         assert "RACE DETECTED" not in caplog.text
-        monkeypatch.setattr(gpu_diagonal, "release", lambda: None)
+        monkeypatch.setattr(diagonal, "release", lambda: None)
         jax.block_until_ready(run(*case[:3]))
     assert "RACE DETECTED" in caplog.text
 
@@ -88,10 +88,10 @@ def test_overwriting_what_is_being_read_is_caught(monkeypatch, caplog):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_lowers_for_a_gpu(dtype, reverse):
     case = make_case(100, (3, 50), dtype, reverse=reverse)
-    run = functools.partial(gpu_diagonal.scan, reverse=reverse)
+    run = functools.partial(diagonal.scan, reverse=reverse)
     assert "mosaic_gpu" in lowered(run, *case[:3])
 
 
 def test_says_what_it_does_not_carry():
-    assert "not float64" in str(gpu_diagonal.unsupported(jnp.zeros(3, jnp.float64)))
-    assert gpu_diagonal.unsupported(jnp.zeros(3, COMPLEX)) is None
+    assert "not float64" in str(diagonal.unsupported(jnp.zeros(3, jnp.float64)))
+    assert diagonal.unsupported(jnp.zeros(3, COMPLEX)) is None

@@ -20,11 +20,19 @@ product of what the two kernels return.
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.experimental import pallas as pl
 
-from jax_bptt.kernels import tpu_resident_parts as parts
 from jax_bptt.kernels.form import Form
+from jax_bptt.kernels.kernel import (
+    BackwardInputs,
+    Cotangents,
+    ForwardInputs,
+    GatedKernel,
+    Settings,
+    Trajectory,
+)
+from jax_bptt.kernels.tpu import resident_parts as parts
 
 
 def unsupported(form: Form) -> str | None:
@@ -54,37 +62,16 @@ def interpreter() -> Any:
     return True
 
 
-def forward(
-    form: Form,
-    state: tuple[Array, ...],
-    drives: Array,
-    flags: Array | None,
-    *,
-    save: bool,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Run all steps of a gated cell.
-
-    Args:
-      form: the normal form of the cell, N heads of D units, H = N D.
-      state: the leaves of s_0, float32 [B, H] each.
-      drives: floating, [T, B, G, H].
-      flags: int32 [T, B] of RESET and HELD, or None for neither.
-      save: whether to return what `backward` needs.
-      approximate: of no effect; the transcendental functions of a TPU are the hardware's own.
-      interpret: parameters of the interpreter, or None to run on a TPU.
-
-    Returns:
-      (states, saved): the leaves of s_1..s_T, float32 [T, B, H] each; the saved tiles in the dtype
-      of the operands, none without `save`.
-    """
+def forward(form: Form, inputs: ForwardInputs, settings: Settings, save: bool) -> Trajectory:
+    """Run all steps of a gated cell, as `GatedKernel.forward`."""
+    state, drives, flags = inputs
     step, gates, feedbacks = form.step, drives.shape[2], form.bias.shape[0]
     dtypes = [jnp.float32] * len(state) + [form.matrix.dtype] * (step.saved if save else 0)
     moving = [*dtypes, *[drives.dtype] * gates]
     plan = parts.plan_of(form, drives, moving, lasting=3 * len(state) + 1)
 
-    def body(matrix_ref, rows_ref, start_refs, drives_ref, flag_refs, out_refs, carry_refs, mixed):
+    def body(matrix_ref, rows_ref, start_refs, drives_ref, flag_refs, *made):
+        out_refs, carry_refs, mixed = made
         block = pl.program_id(1)
 
         @pl.when(block == 0)
@@ -101,7 +88,7 @@ def forward(
                 weight = parts.spread_row(matrix_ref, g, plan.rows, units)
                 return bias + mixed[:, units].astype(jnp.float32) * weight
             columns = matrix_ref[group.number, g, :, group.inner(units)]
-            return bias + parts.product(mixed[:, group.units], columns, interpret)
+            return bias + parts.product(mixed[:, group.units], columns, settings.interpret)
 
         def advance(t, _):
             restart, held = parts.decode(flag_refs, t)
@@ -133,52 +120,29 @@ def forward(
     (found,) = parts.launch(
         body,
         plan,
-        (matrix, rows, state, jnp.swapaxes(drives, 1, 2), column),
-        (
-            blocks.whole(matrix),
-            blocks.whole(rows),
-            (blocks.lasting(),) * len(state),
-            blocks.gates(gates),
-            (blocks.steps(1),) * len(column),
+        parts.Divided(
+            (matrix, rows, state, jnp.swapaxes(drives, 1, 2), column),
+            (
+                blocks.whole(matrix),
+                blocks.whole(rows),
+                (blocks.lasting(),) * len(state),
+                blocks.gates(gates),
+                (blocks.steps(1),) * len(column),
+            ),
         ),
-        (tuple(((*drives.shape[:2], plan.units), dtype) for dtype in dtypes),),
-        ((blocks.steps(),) * len(dtypes),),
+        parts.Divided(
+            (tuple(((*drives.shape[:2], plan.units), dtype) for dtype in dtypes),),
+            ((blocks.steps(),) * len(dtypes),),
+        ),
         [(parts.tile_scratch(plan),) * len(state), parts.tile_scratch(plan, plan.dtype)],
-        interpret,
+        settings.interpret,
     )
     return tuple(found[: len(state)]), tuple(found[len(state) :])
 
 
-def backward(
-    form: Form,
-    state: tuple[Array, ...],
-    states: tuple[Array, ...],
-    saved: tuple[Array, ...],
-    flags: Array | None,
-    d_last: tuple[Array, ...],
-    d_states: tuple[Array | None, ...],
-    *,
-    approximate: bool = False,
-    interpret: Any = None,
-) -> tuple[tuple[Array, ...], tuple[Array, ...] | None, Array, tuple[Array, ...] | None]:
-    """Run the reverse pass of all steps.
-
-    Args:
-      form: as given to `forward`, and so are `state`, `flags`, `approximate` and `interpret`.
-      state: the leaves of s_0.
-      states: the leaves of s_1..s_T.
-      saved: what `forward` saved.
-      flags: int32 [T, B] or None.
-      d_last: what reaches s_T from beyond, float32 [B, H] each.
-      d_states: what reaches s_1..s_T from the outputs, float32 [T, B, H] each or None.
-      approximate: of no effect.
-      interpret: parameters of the interpreter, or None.
-
-    Returns:
-      (d_first, d_start, emitted, lambdas): what reaches s_0; what reaches the start by resets, or
-      None without flags; the emitted tiles [T, B, E, H] in the dtype of the operands, zero where
-      the state was held; dL/ds_t float32 [T, B, H], or None unless the step reads weights of units.
-    """
+def backward(form: Form, inputs: BackwardInputs, settings: Settings) -> Cotangents:
+    """Run the reverse pass of all steps, as `GatedKernel.backward`."""
+    state, states, saved, flags, d_last, d_states = inputs
     step, count = form.step, len(state)
     olds = tuple(a for a, r in zip(states, step.reads_prev, strict=True) if r)
     starts = tuple(a for a, r in zip(state, step.reads_prev, strict=True) if r)
@@ -242,7 +206,8 @@ def backward(
             # Each product is added as it is made: 5 % fewer cycles at H = 512 than all at the end.
             total = None
             for g, e in crossing:
-                made = parts.product(emitted[e], matrix_ref[group.number, g, rows], interpret)
+                columns = matrix_ref[group.number, g, rows]
+                made = parts.product(emitted[e], columns, settings.interpret)
                 total = made if total is None else total + made
             # The chunks yet to come read what reached them from the step after, not from this one.
             if units.start > group.units.start:
@@ -290,32 +255,39 @@ def backward(
     emitted, d_first, d_start = parts.launch(
         body,
         plan,
-        (matrix, rows, d_last, starts, fetched, column),
-        (
-            blocks.whole(matrix),
-            blocks.whole(rows),
-            (blocks.lasting(),) * count,
-            (blocks.lasting(),) * len(starts),
-            specs,
-            (blocks.steps(1),) * len(column),
+        parts.Divided(
+            (matrix, rows, d_last, starts, fetched, column),
+            (
+                blocks.whole(matrix),
+                blocks.whole(rows),
+                (blocks.lasting(),) * count,
+                (blocks.lasting(),) * len(starts),
+                specs,
+                (blocks.steps(1),) * len(column),
+            ),
         ),
-        (
-            tuple(((plan.steps, plan.batch, plan.units), dtype) for dtype in dtypes),
-            lasts,
-            d_starts,
-        ),
-        (
-            (per_step,) * len(dtypes),
-            (blocks.lasting(),) * len(lasts),
-            (blocks.lasting(),) * len(d_starts),
+        parts.Divided(
+            (
+                tuple(((plan.steps, plan.batch, plan.units), dtype) for dtype in dtypes),
+                lasts,
+                d_starts,
+            ),
+            (
+                (per_step,) * len(dtypes),
+                (blocks.lasting(),) * len(lasts),
+                (blocks.lasting(),) * len(d_starts),
+            ),
         ),
         [parts.tile_scratch(plan)],
-        interpret,
+        settings.interpret,
     )
     lambdas = tuple(emitted[step.emitted :]) if step.units else None
-    return (
+    return Cotangents(
         tuple(d_first),
         None if flags is None else tuple(d_start),
         jnp.stack(emitted[: step.emitted], axis=2),
         lambdas,
     )
+
+
+KERNEL = GatedKernel("tpu_resident", unsupported, interpreter, forward, backward)

@@ -1,4 +1,4 @@
-"""Parts shared by the two kernels of `tpu_resident`: blocks, their share of VMEM, products."""
+"""Parts shared by the two kernels of `resident`: blocks, their share of VMEM, products."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -290,36 +290,46 @@ class Blocks(NamedTuple):
         return pl.BlockSpec(block, lambda b, t: (self.order(t), b, ZERO))
 
 
+class Divided(NamedTuple):
+    """Arrays, or shapes, and how each is divided into blocks.
+
+    Attributes:
+      arrays: a tuple of trees.
+      specs: the same trees of `pl.BlockSpec`.
+    """
+
+    arrays: tuple[Any, ...]
+    specs: tuple[Any, ...]
+
+
 def launch(
     body: Callable[..., None],
     plan: Plan,
-    inputs: tuple[Any, ...],
-    in_specs: tuple[Any, ...],
-    outputs: tuple[Any, ...],
-    out_specs: tuple[Any, ...],
+    inputs: Divided,
+    outputs: Divided,
     scratch: Iterable[Any],
     interpret: Any,
 ) -> Any:
-    """Run `body` on all blocks; `outputs` are pairs of a shape and a dtype."""
+    """Run `body` on all blocks; the arrays of `outputs` are pairs of a shape and a dtype."""
     # Inside `jax.shard_map` a kernel takes and makes what varies over the same axes of the mesh.
-    inputs = devices.vary_alike(inputs, inputs)
-    manual = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
+    arrays = devices.vary_alike(inputs.arrays, inputs.arrays)
+    manual = jax.typeof(jax.tree.leaves(arrays)[0]).manual_axis_type
 
     def described(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=manual)
 
     return pl.pallas_call(
         body,
-        out_shape=tuple(tuple(described(*each) for each in group) for group in outputs),
+        out_shape=tuple(tuple(described(*each) for each in group) for group in outputs.arrays),
         grid=plan.grid,
-        in_specs=in_specs,
-        out_specs=out_specs,
+        in_specs=inputs.specs,
+        out_specs=outputs.specs,
         scratch_shapes=tuple(scratch),
         interpret=False if interpret is None else interpret,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=plan.needed
         ),
-    )(*inputs)
+    )(*arrays)
 
 
 def tile_scratch(plan: Plan, dtype: Any = jnp.float32) -> Any:

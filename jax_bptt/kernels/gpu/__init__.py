@@ -1,0 +1,1 @@
+"""Kernels for a GPU, by the Mosaic GPU backend of Pallas, and the parts they share."""

@@ -1,0 +1,1 @@
+"""Kernels for a TPU, by Pallas, and their parts."""
