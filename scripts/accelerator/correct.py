@@ -28,7 +28,7 @@ class Case(NamedTuple):
       H: units, and inputs.
       D: size of a head, H for a dense matrix.
       dtype: of weights and inputs.
-      flags: whether sequences have lengths and resets.
+      flags: whether sequences have lengths, and resets or a mask.
     """
 
     cell: str
@@ -90,10 +90,11 @@ def compare(case: Case, smoke: bool) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     given: dict[str, Any] = {}
     if case.flags:
-        given = {
-            "lengths": jnp.asarray(rng.integers(1, steps + 1, batch)),
-            "resets": jnp.asarray(rng.random((steps, batch)) < 0.1),
-        }
+        given = {"lengths": jnp.asarray(rng.integers(1, steps + 1, batch))}
+        # With resets a gated step runs the scan, which would be compared to itself.
+        chosen = jnp.asarray(rng.random((steps, batch)) < 0.1)
+        diagonal = isinstance(cell.step, jb.DiagonalStep)
+        given |= {"resets": chosen} if diagonal else {"mask": ~chosen}
 
     def both(algorithm):
         def loss(params, xs):
