@@ -4,6 +4,8 @@ Every tool is a process of its own behind the protocol, on one core unless its l
 Its loss and gradient are compared with forward mode before its times count.
 """
 
+import contextlib
+import itertools
 import json
 import statistics
 from collections.abc import Iterable
@@ -22,6 +24,8 @@ from gradbench_lstm.pipe import PipedTool
 LIMIT = 1e-10
 FUNCTIONS = ("objective", "jacobian")
 OWN = "jax_bptt"
+ROUNDS = 5
+CHANCE = 1.5
 CROWDED = 1024
 """Characters up to which PyTorch is tried with all cores too."""
 
@@ -45,13 +49,25 @@ def candidates(count: int) -> dict[str, list[Candidate]]:
     }
 
 
+class Way(NamedTuple):
+    """A candidate at work."""
+
+    tool: str
+    label: str
+    piped: PipedTool
+
+
 def measure(instance: Instance, tools: Iterable[str], seconds: float) -> dict[str, Any]:
-    """Return a row: of each tool and function the median milliseconds, and the error.
+    """Return a row: of each tool and function the time of its fastest candidate, and the error.
+
+    The candidates take turns for `ROUNDS` rounds, and the time is the median of the rounds'
+    medians. A candidate that is slower than `CHANCE` times another of its tool, or one run of which
+    takes all the seconds, is left out after the first round.
 
     Args:
       instance: the input.
       tools: keys of `candidates`.
-      seconds: how long a function is run again.
+      seconds: how long a function is run in all rounds together.
 
     Raises:
       ToolError: a tool failed.
@@ -59,36 +75,47 @@ def measure(instance: Instance, tools: Iterable[str], seconds: float) -> dict[st
     layers, count, bits = instance.sizes
     loss, gradient = loss_and_gradient(instance)
     expected = dict(zip(FUNCTIONS, (np.array(loss), gradient), strict=True))
-    fields = instance.to_json() | {"min_runs": 1, "min_seconds": seconds}
+    fields = instance.to_json() | {"min_runs": 1, "min_seconds": seconds / ROUNDS}
     every = candidates(count)
-    columns = {}
-    for tool in tools:
-        columns[tool] = {name: None for name in FUNCTIONS}
-        for candidate in every[tool]:
-            with PipedTool(candidate.arguments) as piped:
-                for name in FUNCTIONS:
-                    found = _run(piped, name, fields, expected[name]) | {"form": candidate.label}
-                    columns[tool][name] = _faster(columns[tool][name], found)
-    return {"l": layers, "c": count, "b": bits, "tools": columns}
-
-
-def _run(
-    piped: PipedTool, name: str, fields: dict[str, Any], expected: np.ndarray
-) -> dict[str, Any]:
-    output, times, compiling = piped.evaluate(name, fields)
-    return {
-        "ms": statistics.median(times),
-        "runs": len(times),
-        "compile_ms": compiling,
-        "error": relative_error(np.array(output), expected),
+    found: dict[str, Any] = {tool: {name: {} for name in FUNCTIONS} for tool in tools}
+    with contextlib.ExitStack() as stack:
+        ways = [
+            Way(tool, candidate.label, stack.enter_context(PipedTool(candidate.arguments)))
+            for tool in found
+            for candidate in every[tool]
+        ]
+        for turn, name, way in itertools.product(range(ROUNDS), FUNCTIONS, ways):
+            of_tool = found[way.tool][name]
+            if turn and _hopeless(of_tool, way.label, 1e3 * seconds):
+                continue
+            output, times, _ = way.piped.evaluate(name, fields)
+            medians, errors = of_tool.setdefault(way.label, ([], []))
+            medians.append(statistics.median(times))
+            errors.append(relative_error(np.array(output), expected[name]))
+    fastest = {
+        tool: {name: _fastest(of_tool) for name, of_tool in functions.items()}
+        for tool, functions in found.items()
     }
+    return {"l": layers, "c": count, "b": bits, "tools": fastest}
 
 
-def _faster(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    """Return the faster of two, with the larger of their errors."""
-    if one is None:
-        return other
-    return min(one, other, key=lambda r: r["ms"]) | {"error": max(one["error"], other["error"])}
+def _hopeless(of_tool: dict[str, Any], label: str, most: float) -> bool:
+    """Return whether a candidate has no chance, or no time, to be run again."""
+    first = of_tool[label][0][0]
+    return first > most or first > CHANCE * min(medians[0] for medians, _ in of_tool.values())
+
+
+def _fastest(of_tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the fastest candidate of a tool, with the largest error of all."""
+    # Those left out after a round cannot be the fastest, unless a single run was too long for all.
+    label = min(of_tool, key=lambda label: statistics.median(of_tool[label][0]))
+    medians = of_tool[label][0]
+    return {
+        "form": label,
+        "ms": statistics.median(medians),
+        "rounds": len(medians),
+        "error": max(max(errors) for _, errors in of_tool.values()),
+    }
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
