@@ -267,7 +267,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--smoke", action="store_true", help="tiny sizes, two rounds")
         sub.add_argument("--json", type=Path, metavar="FILE")
         sub.add_argument(
-            "--markdown", type=Path, metavar="FILE", help="between the markers of a README.md"
+            "--markdown", type=Path, metavar="FILE", help="between the markers of a page"
         )
         for option in mode.options:
             flag, settings = OPTIONS[option]

@@ -160,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="both")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="kernels, between the markers of a README.md"
+        "--markdown", type=Path, metavar="FILE", help="kernels, between the markers of a page"
     )
     return parser
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(by)
     print("\n".join(broken) or "all promises are kept")
     if args.markdown is not None:
-        caption = f"{by}  \n`python scripts/compile_cuda.py --markdown README.md`"
+        caption = f"{by}  \n`python scripts/compile_cuda.py --markdown docs/benchmarks.md`"
         report.write_markdown(args.markdown, MODE, [readme_table(document["kernels"])], caption)
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, help="fail where a ratio is larger")
     parser.add_argument("--keep", type=Path, help="folder for the compiler's listings")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="between the markers of a README.md"
+        "--markdown", type=Path, metavar="FILE", help="between the markers of a page"
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)

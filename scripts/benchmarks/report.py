@@ -57,13 +57,15 @@ def unwritable(path: Path, mode: str) -> str | None:
         return f"no folder {path.parent} to write {path.name} in"
     begin, end = markers(mode)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if path.name == "README.md" and (begin not in old or end not in old.partition(begin)[2]):
+    # A file of its own may be new; one that is there already is never replaced.
+    is_page = bool(old) or path.name == "README.md"
+    if is_page and (begin not in old or end not in old.partition(begin)[2]):
         return f"{path} has no lines {begin} and {end} for the table"
     return None
 
 
 def markers(mode: str) -> tuple[str, str]:
-    """Return the comments between which a README keeps the table of a mode."""
+    """Return the comments between which a page keeps the table of a mode."""
     return f"<!-- bench {mode} -->", f"<!-- end of bench {mode} -->"
 
 

@@ -383,8 +383,9 @@ def test_bad_arguments_are_one_line_and_status_two(bench, capsys, argv, message)
     assert message in error and error.count("\n") == 1
 
 
-def test_readme_without_markers(bench, tmp_path, capsys):
-    readme = tmp_path / "README.md"
+@pytest.mark.parametrize("name", ["README.md", "page.md"])
+def test_a_page_without_markers_is_left_alone(bench, tmp_path, capsys, name):
+    readme = tmp_path / name
     readme.write_text("no table here\n")
     assert bench.main(["--smoke", "--markdown", str(readme)]) == 2
     assert "bench grad" in capsys.readouterr().err
