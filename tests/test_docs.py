@@ -1,15 +1,14 @@
 """README and docs: links, snippets, files they name, size of the README; openings of docstrings."""
 
 import ast
-import doctest
 import re
-import warnings
 from pathlib import Path
 
 import jax
 import pytest
 
 import jax_bptt as jb
+from tests import snippets
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -93,19 +92,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("page", RUN, ids=ids(RUN))
 def test_snippets(page):
-    test = doctest.DocTestParser().get_doctest(page.read_text(), {}, page.name, str(page), 0)
-    assert test.examples
-    printed = []
-    # As the reader has JAX.
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", DeprecationWarning)
-        result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
-    assert result.failed == 0, "".join(printed)
+    snippets.check(page.read_text(), page.name, str(page))
 
 
 SWAPS = re.findall(

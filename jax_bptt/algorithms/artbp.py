@@ -26,8 +26,7 @@ class PowerLaw(NamedTuple):
     The probability that a stretch has more than n steps falls as n^(1 - alpha).
 
     Attributes:
-      length: of a stretch in the mean, in steps; at least (alpha - 1) / (alpha - 2), with which
-        the first probability is 1.
+      length: of a stretch in the mean, in steps; at least 1.
       alpha: above 2; above 3 for a finite variance of the length.
     """
 
@@ -37,6 +36,12 @@ class PowerLaw(NamedTuple):
     def __call__(self, age: Array) -> Array:
         """Return the probability of a cut `age` steps after the last one."""
         return (self.alpha - 1) / ((self.alpha - 2) * self.length + age)
+
+
+class Drawn(Algorithm):
+    """An algorithm that holds a key: in no cache, where every key would be one more entry."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 @as_value
@@ -65,7 +70,7 @@ def artbp(rate: float | Callable[[Array], Array], key: Array) -> Algorithm:
       An `Algorithm` for `unroll`.
 
     Raises:
-      ValueError: the rate is a number that is not in [0, 1).
+      ValueError: the rate is a number that is not in [0, 1), or a `PowerLaw` is no probability.
       TypeError: the rate is neither a number nor a function, or the key is no PRNG key.
 
     Example:
@@ -86,6 +91,12 @@ def artbp(rate: float | Callable[[Array], Array], key: Array) -> Algorithm:
             TypeError,
         )
         require(0 <= rate < 1, f"artbp: rate must be at least 0 and below 1, got {shown(rate)}")
+    if isinstance(rate, PowerLaw):
+        require(
+            rate.alpha > 2 and rate.length >= 1,
+            "artbp: a PowerLaw must have a length of at least 1 step and alpha above 2, or it is "
+            f"no probability; got {shown(rate)}",
+        )
     probability = rate if callable(rate) else lambda age: jnp.full_like(age, rate)
 
     def factors(cell: Cell, inputs: Inputs) -> Array:
@@ -93,7 +104,7 @@ def artbp(rate: float | Callable[[Array], Array], key: Array) -> Algorithm:
         uniform = jax.random.uniform(key, (steps, *batch_shape(cell, inputs.xs)))
         return reweighted(probability, uniform, inputs.controls.advance)
 
-    return detached(factors)
+    return Drawn(*detached(factors))
 
 
 def reweighted(probability: Callable[[Array], Array], uniform: Array, taken: Array | None) -> Array:
@@ -107,7 +118,7 @@ def reweighted(probability: Callable[[Array], Array], uniform: Array, taken: Arr
 
     def step(age, inputs):
         draw, taken = inputs
-        chance = probability(age).astype(draw.dtype)
+        chance = jnp.asarray(probability(age), draw.dtype)
         # Before the first step there is nothing to cut off.
         cut = (draw < chance) & (age > 0)
         gamma = jnp.where(age > 0, jnp.where(cut, 0, 1 / (1 - chance)), 1)

@@ -20,9 +20,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.dtypes import float0
 
 from jax_bptt.algorithms.bptt import block_length_of, bptt, in_blocks
 from jax_bptt.core import trees
+from jax_bptt.core.checks import is_integer
 from jax_bptt.core.derivative import with_constants
 from jax_bptt.core.forward import entering, forward_scan, over_time
 from jax_bptt.core.reverse import Surroundings
@@ -33,30 +35,38 @@ from jax_bptt.core.types import Algorithm, Cell, Gradient, Inputs, PyTree
 def sliding_window(window: int) -> Algorithm:
     """Return the algorithm whose losses reach back `window` steps each."""
     exact = bptt()
-    assert exact.forward is not None
+    exact_backward = exact.backward
+    assert exact_backward is not None
 
     def run(cell, inputs):
-        def plain(inexact):
-            return exact.run(cell, trees.combine(inexact, rest))
+        if _covers(window, inputs):
+            return exact.run(cell, inputs)
+        values = jax.custom_jvp(lambda inputs: exact.run(cell, inputs))
 
         def jvp(primals, tangents):
-            (inexact,), (given,) = primals, tangents
-            outputs = values(inexact)
-            pushed = _push(cell, window, trees.combine(inexact, rest), given)
-            return outputs, with_constants(pushed, outputs)
+            (inputs,), (given,) = primals, tangents
+            outputs = values(inputs)
+            given = jax.tree.map(lambda t: None if t.dtype == float0 else t, given)
+            return outputs, with_constants(_push(cell, window, inputs, given), outputs)
 
-        inexact, rest = trees.partition(inputs)
-        values = jax.custom_jvp(plain)
         values.defjvp(jvp)
-        return values(inexact)
+        return values(inputs)
 
     def backward(cell, saved, d_last_state, d_ys):
+        if _covers(window, saved.inputs):
+            return exact_backward(cell, saved, d_last_state, d_ys)
         aged = jax.tree.map(lambda d: jnp.repeat(d[None], window + 1, 0), d_last_state)
         length = block_length_of(cell, saved.inputs.weights, saved.inputs.xs)
         found = in_blocks(_pull, cell, saved, aged, d_ys, length)
         return found._replace(state=_of_age(found.state, 0))
 
     return Algorithm(run, exact.forward, backward)
+
+
+def _covers(window: int, inputs: Inputs) -> bool:
+    """Return whether a window reaches over all steps, so that no adjoint has an end."""
+    steps = jax.tree.leaves(inputs.xs)[0].shape[0]
+    return is_integer(steps) and window >= steps
 
 
 def _pull(inputs: Inputs, around: Surroundings, aged: PyTree) -> Gradient:

@@ -120,6 +120,21 @@ def test_forward_mode_sees_the_same_cuts():
     np.testing.assert_allclose(pushed, dot, rtol=1e-11)
 
 
+def test_it_is_in_no_cache():
+    """Each key would be an entry that stays."""
+    algorithm = jb.artbp(0.5, jax.random.key(1))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(algorithm)
+    p = problem(FEW[0], (B,), T)
+    jb.unroll(CELLS[FEW[0]].cell, p.params, p.xs, p.state, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("law", [jb.PowerLaw(0.5), jb.PowerLaw(20, 2), jb.PowerLaw(20, 1.5)])
+def test_a_power_law_is_a_probability(law):
+    with pytest.raises(ValueError, match="artbp: a PowerLaw must have a length of at least 1 step"):
+        jb.artbp(law, jax.random.key(0))
+
+
 def test_equal_cuts_are_equal_algorithms():
     key = jax.random.key(0)
     assert jb.artbp(0.1, key) == jb.artbp(0.1, key) != jb.artbp(0.2, key)

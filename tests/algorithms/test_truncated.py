@@ -171,6 +171,32 @@ def test_from_t_steps_on_it_is_exact(name, sliding):
     assert_close(got, jax.jit(lambda: pulled(exact, name))(), EXACT)
 
 
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("name", [slow_unless(False, "embedding"), "counted"])
+def test_vmap_over_lengths_and_what_is_no_number(name, sliding):
+    (params, xs, state), cotangents = arguments(name)
+    cell, algorithm = CELLS[name].cell, jb.truncated(2, sliding=sliding)
+
+    def one(length, xs, state, cotangents):
+        def loss(params):
+            outputs = jb.unroll(cell, params, xs, state, algorithm=algorithm, lengths=length)
+            return reference.pair(jnp, cotangents, outputs)
+
+        return jax.grad(loss)(params), jax.jvp(loss, (params,), (params,))[1]
+
+    rows = jnp.asarray(LENGTHS), xs, state, cotangents
+    gradients, pushed = jax.jit(jax.vmap(one, (0, 1, 0, (0, 1))))(*rows)
+    for row in range(B):
+        ends = at(0, row, (rows[0], state, cotangents[0]))
+        steps = at(1, row, (xs, cotangents[1]))
+        want = jax.jit(one)(ends[0], steps[0], ends[1], (ends[2], steps[1]))
+        assert_close(at(0, row, (gradients, pushed)), want, 1e-11)
+
+
+def at(axis, row, tree):
+    return jax.tree.map(lambda a: jnp.take(jnp.asarray(a), row, axis), tree)
+
+
 @pytest.mark.parametrize("window", [0, -1, 1.5, True, None])
 def test_a_window_is_a_positive_number_of_steps(window):
     with pytest.raises((ValueError, TypeError), match="truncated: window must be a positive"):

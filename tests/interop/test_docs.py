@@ -1,13 +1,11 @@
 """The snippets of docs/interop*.md, section by section, where the library is installed."""
 
-import doctest
 import re
-import warnings
 from pathlib import Path
 
-import jax
 import pytest
 
+from tests import snippets
 from tests.registry import slow_unless
 
 PAGES = sorted((Path(__file__).parents[2] / "docs").glob("interop*.md"))
@@ -36,16 +34,4 @@ def test_snippets(page, title):
         pytest.importorskip("orbax.checkpoint" if library == "orbax" else library)
     if ".serialize()" in text:
         pytest.importorskip("flatbuffers")
-    test = doctest.DocTestParser().get_doctest(text, {}, title, f"docs/{page}.md", 0)
-    assert test.examples
-    printed = []
-    # As the reader has JAX; what a library deprecates is not for this page to mend.
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
-    assert result.failed == 0, "".join(printed)
+    snippets.check(text, title, f"docs/{page}.md")
