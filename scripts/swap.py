@@ -85,7 +85,7 @@ class Result(NamedTuple):
 
 def sources(library: str) -> tuple[str, str]:
     """Return the program of a library as it is, and with its layer replaced."""
-    original = swapped = (PROGRAMS / f"{library}.py").read_text(encoding="utf-8")
+    original = swapped = (PROGRAMS / f"{library}_tagger.py").read_text(encoding="utf-8")
     for old, new in SWAPS[library]:
         assert swapped.count(old) == 1, old
         swapped = swapped.replace(old, new)

@@ -112,3 +112,9 @@ def test_the_rule_sees_private_jax():
     assert uses("from jax._src import core", "jax._src")
     assert uses("def f():\n    import jax._src.core as c", "jax._src")
     assert uses("from jax import _src", "jax._src")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=ids(SCRIPTS))
+def test_no_script_hides_the_library_it_imports(path):
+    """A file `equinox.py` that imports `equinox` imports itself where that is not installed."""
+    assert path.stem not in [name.split(".")[0] for name in imported(path.read_text())]
