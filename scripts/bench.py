@@ -34,6 +34,7 @@ from benchmarks import (
     adaptors,
     compiling,
     environment,
+    kept,
     network,
     plots,
     race,
@@ -90,23 +91,34 @@ def _settings(args, peers):
     return race.Settings(args.algorithms, peers, args.rounds, args.devices, resident, side)
 
 
-def _cells(args, rows, _):
-    with progress(len(rows) * args.rounds) as tick:
-        return every.run(rows, _settings(args, []), tick, _show)
+def _measured(args, rows, measure):
+    """Return the rows, those that are kept as they are, the others by `measure(row, tick)`."""
+    rest = [row for row in rows if row not in args.kept]
+    with progress(len(rest) * args.rounds) as tick:
+        return kept.completed(rows, args.kept, lambda row: measure(row, tick))
 
 
-def _show(row):
+def _shown(row):
     print("\n" + report.text(report.race_row(row)), flush=True)
+    return row
+
+
+def _cells(args, rows, _):
+    settings = _settings(args, [])
+    found = _measured(args, rows, lambda row, tick: _shown(every.run_row(row, settings, tick)))
+    return race.report(found, roster.own_name(args.algorithms[0]))
 
 
 def _race(args, rows, peers):
-    with progress(len(rows) * args.rounds) as tick:
-        return race.run(args.mode, rows, _settings(args, peers), tick, _show)
+    settings, task = _settings(args, peers), race.TASKS[args.mode]
+    found = _measured(args, rows, lambda row, tick: _shown(race.run_row(row, task, settings, tick)))
+    return race.report(found, roster.own_name(args.algorithms[0]))
 
 
 def _step(args, rows, peers):
-    with progress(len(rows) * args.rounds) as tick:
-        return streaming.run(rows, _settings(args, peers), tick, _show)
+    settings = _settings(args, peers)
+    found = _measured(args, rows, lambda row, tick: _shown(streaming.run_row(row, settings, tick)))
+    return race.report(found, roster.OWN)
 
 
 def _compile(args, rows, _):
@@ -148,13 +160,13 @@ def _devices(args, rows, _):
 
 
 def _adaptors(args, rows, libraries):
-    rest = [row for row in rows if row not in map(adaptors.row_of, args.kept)]
-    with progress(len(rest) * args.rounds) as tick:
-        measured = adaptors.run(rest, libraries, args.devices, args.rounds, tick)
-    return adaptors.report(args.kept + measured)
+    settings = _settings(args, libraries)
+    return adaptors.report(
+        _measured(args, rows, lambda row, tick: adaptors.run(row, settings, tick))
+    )
 
 
-RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot")
+RACE_OPTIONS = ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot", "add")
 MODES = {
     "grad": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
     "forward": Mode(GRID, _race, report.race, report.race_readme, plots.race, RACE_OPTIONS),
@@ -164,7 +176,7 @@ MODES = {
         report.race,
         report.race_readme,
         plots.race,
-        ("dtype", "peers", "rounds", "plot"),
+        ("dtype", "peers", "rounds", "plot", "add"),
     ),
     "compile": Mode(
         compiling.COMPILE_SHAPES,
@@ -209,7 +221,7 @@ MODES = {
         report.race,
         report.race_readme,
         None,
-        ("algorithms", "dtype", "rounds", "devices"),
+        ("algorithms", "dtype", "rounds", "devices", "add"),
         tuple(every.CELLS),
         tuple(every.CELLS),
     ),
@@ -332,9 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.devices = _number_of_devices(asked, args.mode)
         rows = _rows(args, mode)
         described = environment.describe(max(args.devices))
-        args.kept = []
+        args.kept = {}
         if getattr(args, "add", False):
-            args.kept = adaptors.kept(args.json, described["versions"])
+            args.kept = kept.kept(args.json, args.mode, described["versions"])
     except (BadArgument, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

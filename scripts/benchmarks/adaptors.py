@@ -7,10 +7,8 @@ All run on one device and on one per core, and count in their better setting.
 # The libraries are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
 
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -123,23 +121,17 @@ PAIRS: dict[str, Callable[[Row, Model], list[Pair]]] = dict(
 """Modules of ours by the peer whose layer they take the place of."""
 
 
-def run(
-    rows: list[Row], libraries: list[str], devices: list[int], rounds: int, tick: Callable[[], Any]
-) -> list[dict[str, Any]]:
-    """Check and time all rows, with those of the libraries that there are; return them measured."""
-    results = []
-    for row in rows:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
-            own = library.model(row, jb.bptt())
-            pairs = [p for name in LIBRARIES if name in libraries for p in PAIRS[name](row, own)]
-            results.append(run_row(row, pairs, race.usable(row, devices), rounds, tick))
-    return results
+def run(row: Row, settings: race.Settings, tick: Callable[[], Any]) -> dict[str, Any]:
+    """Check and time a row, with those of the libraries that there are; return it measured."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
+        own = library.model(row, jb.bptt())
+        pairs = [p for name in LIBRARIES if name in settings.peers for p in PAIRS[name](row, own)]
+        return run_row(row, pairs, race.usable(row, settings.devices), settings.rounds, tick)
 
 
 def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON report: rows in order, geometric means, and whether the library agreed."""
-    measured = sorted(measured, key=lambda row: [row[k] for k in ("T", "B", "H", "I", "cell")])
+    """Return the JSON report: rows, geometric means, and whether the library agreed."""
     agrees = all(p["ours"]["refused"] is None for row in measured for p in row["pairs"])
     return {"rows": measured, "summary": summaries(measured), "agrees": agrees}
 
@@ -205,27 +197,6 @@ def _prepare(model: Model, data: Data, devices: int) -> Prepared:
     """Compile a gradient from nothing."""
     jax.clear_caches()
     return measure.prepare(model, data, measure.GRADIENT, measure.mesh_of(devices))
-
-
-def kept(path: Path | None, versions: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the measured rows of a JSON file of the same versions; none if there is no file.
-
-    Raises:
-      ValueError: no file is named, or it is of other versions.
-    """
-    if path is None:
-        raise ValueError("--add adds to a file: name it by --json FILE")
-    if not path.exists():
-        return []
-    old = json.loads(path.read_text(encoding="utf-8"))
-    if old["environment"]["versions"] != versions:
-        raise ValueError(f"--add: {path} was measured with other versions")
-    return old["rows"]
-
-
-def row_of(measured: dict[str, Any]) -> Row:
-    """Return which row was measured."""
-    return Row(*(measured[field] for field in Row._fields))
 
 
 def summaries(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

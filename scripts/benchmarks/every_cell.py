@@ -61,18 +61,8 @@ KINKED = ("indrnn",)
 """Cells with a relu, whose derivative jumps: errors in the root of the mean square."""
 
 
-def run(
-    rows: list[Row],
-    settings: Settings,
-    tick: Callable[[], Any],
-    show: Callable[[dict[str, Any]], Any],
-) -> dict[str, Any]:
-    """Check and time all rows, `show` each when it is done; return the JSON report."""
-    own = roster.own_name(settings.algorithms[0])
-    return race.each(rows, lambda row: _run_row(row, settings, tick), own, show)
-
-
-def _run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
+def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
+    """Check a cell's gradient against float64, then time it beside the plain scan."""
     params, xs = _arguments(row)
     want = _reference(row, params, xs)
     cell = _cell(row, row.dtype)

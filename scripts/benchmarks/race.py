@@ -41,35 +41,6 @@ class Settings(NamedTuple):
 TASKS = {"grad": measure.GRADIENT, "forward": measure.FORWARD}
 
 
-def run(
-    mode: str,
-    rows: list[Row],
-    settings: Settings,
-    tick: Callable[[], Any],
-    show: Callable[[dict[str, Any]], Any],
-) -> dict[str, Any]:
-    """Run all rows, `show` each when it is done, and return the JSON report."""
-
-    def measured(row):
-        return run_row(row, TASKS[mode], settings, tick)
-
-    return each(rows, measured, roster.own_name(settings.algorithms[0]), show)
-
-
-def each(
-    rows: list[Row],
-    measured: Callable[[Row], dict[str, Any]],
-    own: str,
-    show: Callable[[dict[str, Any]], Any],
-) -> dict[str, Any]:
-    """Measure each row and `show` it; return the JSON report, ratios to the library's `own`."""
-    results = []
-    for row in rows:
-        results.append(measured(row))
-        show(results[-1])
-    return report(results, own)
-
-
 def report(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
     """Return the JSON report: rows, ratios to the library's `own` time, whether it agreed."""
     agrees = all(

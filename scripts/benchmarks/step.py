@@ -12,20 +12,10 @@ from benchmarks import library, measure, plain, roster, torch_peer
 from benchmarks.data import Data, Row, draw
 from benchmarks.measure import Stepper, ratio, spread
 from benchmarks.models import Model, cast, host
-from benchmarks.race import Settings, each
+from benchmarks.race import Settings
 
 SHAPES = ((64, 1, 64, 128), (64, 1, 128, 256), (64, 1, 512, 1024))
 """Default (T, B, I, H); a turn of the benchmark takes the T steps of a sequence one by one."""
-
-
-def run(
-    rows: list[Row],
-    settings: Settings,
-    tick: Callable[[], Any],
-    show: Callable[[dict[str, Any]], Any],
-) -> dict[str, Any]:
-    """Time a step of every competitor on every row, `show` each row; return the JSON report."""
-    return each(rows, lambda row: run_row(row, settings, tick), roster.OWN, show)
 
 
 def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
