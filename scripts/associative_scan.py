@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import environment, measure, report
+from benchmarks import environment, measure
 
 import jax_bptt as jb
+from jax_bptt.testing import tables
 
 CELLS = {"min_gru": jb.min_gru, "lru": jb.lru}
 ALGORITHMS = {"sequential": jb.bptt(), "associative": jb.associative()}
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     header = ["cell", "T", "B", "H", "sequential ms", "associative ms", "speedup", "quartiles"]
     header += ["sequential MiB", "associative MiB", "difference"]
     lines = [line(name, shape, rounds) for name in args.cells for shape in shapes]
-    print(report.text(report.Table("Gradient of a diagonal linear cell, float32", header, lines)))
+    print(tables.text(tables.Table("Gradient of a diagonal linear cell, float32", header, lines)))
     print(environment.sentence(environment.describe(1)))
     return 0
 

@@ -26,7 +26,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 from benchmarks import (
@@ -47,9 +47,12 @@ from benchmarks import scaling as scale
 from benchmarks import sequences as sequence_options
 from benchmarks import step as streaming
 from benchmarks.data import GATES, GRID, Row
-from benchmarks.options import OPTIONS, Shape, names, shapes
+from benchmarks.options import OPTIONS, Shape, shapes
 from benchmarks.progress import progress
 
+from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser, names
+from jax_bptt.testing.tables import Table
 from jax_bptt.training.devices import cores
 
 DEFAULT_CELLS = "elman", "gru", "lstm"
@@ -77,8 +80,8 @@ class Mode(NamedTuple):
 
     shapes: tuple[Shape, ...]
     run: Callable[[argparse.Namespace, list[Row], list[str]], dict[str, Any]]
-    tables: Callable[[dict[str, Any]], list[report.Table]]
-    readme: Callable[[dict[str, Any]], list[report.Table]]
+    tables: Callable[[dict[str, Any]], list[Table]]
+    readme: Callable[[dict[str, Any]], list[Table]]
     plot: Callable[[dict[str, Any], Path], None] | None
     options: tuple[str, ...]
     cells: tuple[str, ...] = tuple(GATES)
@@ -99,7 +102,7 @@ def _measured(args, rows, measure):
 
 
 def _shown(row):
-    print("\n" + report.text(report.race_row(row)), flush=True)
+    print("\n" + tables.text(report.race_row(row)), flush=True)
     return row
 
 
@@ -248,18 +251,9 @@ MODES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"bench: {message}\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line, a subcommand per mode."""
-    top = _Parser(
-        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog="bench", description=__doc__)
     modes = top.add_subparsers(dest="mode", required=True)
     for name, mode in MODES.items():
         sub = modes.add_parser(name, prog=f"bench {name}")
@@ -291,7 +285,7 @@ def _check_files(args):
     for path in (args.json, getattr(args, "plot", None)):
         if path is not None and not path.parent.is_dir():
             raise BadArgument(f"no folder {path.parent} to write {path.name} in")
-    if args.markdown is not None and (reason := report.unwritable(args.markdown, args.mode)):
+    if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
         raise BadArgument(reason)
     if getattr(args, "plot", None) is not None:
         try:
@@ -367,12 +361,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         **results,
     }
     for table in mode.tables(document):
-        print("\n" + report.text(table))
+        print("\n" + tables.text(table))
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if args.markdown is not None:
         caption = "  \n".join([*heading, f"`{document['command']}`"])
-        report.write_markdown(args.markdown, args.mode, mode.readme(document), caption)
+        tables.write_markdown(args.markdown, args.mode, mode.readme(document), caption)
     if getattr(args, "plot", None) is not None and mode.plot is not None:
         mode.plot(document, args.plot)
     return 0 if document.get("agrees", True) else 1

@@ -27,8 +27,10 @@ from typing import Any
 
 from accelerator import process, show
 from accelerator.groups import GROUPS, NO_ACCELERATOR
-from benchmarks import environment, report
+from benchmarks import environment
 from benchmarks.progress import progress
+
+from jax_bptt.testing import tables
 
 TIMEOUT = 450.0
 TABLES = {"correct": show.correctness}
@@ -85,18 +87,18 @@ def run(names: list[str], smoke: bool, timeout: float) -> dict[str, dict[str, An
     return reports
 
 
-def tables(reports: dict[str, dict[str, Any]]) -> list[str]:
+def texts(reports: dict[str, dict[str, Any]]) -> list[str]:
     """Return what there is to print."""
-    texts = []
+    found = []
     for name, group in reports.items():
         if group["rows"]:
             make = TABLES.get(name, show.times)
-            texts.append(report.text(make(group["title"], group["rows"])))
+            found.append(tables.text(make(group["title"], group["rows"])))
         if group["ended"] != "done":
-            texts.append(f"{name}: {group['ended']} {group['reason']}".rstrip())
+            found.append(f"{name}: {group['ended']} {group['reason']}".rstrip())
         if group["not_run"]:
-            texts.append(f"{name}, not run: " + "; ".join(group["not_run"]))
-    return texts
+            found.append(f"{name}, not run: " + "; ".join(group["not_run"]))
+    return found
 
 
 def wrong(reports: dict[str, dict[str, Any]]) -> bool:
@@ -124,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     ratios = show.ratios(reports)
-    print("\n\n".join(tables(reports)))
+    print("\n\n".join(texts(reports)))
     if ratios:
-        print("\n" + report.text(show.ratio_table(ratios)))
+        print("\n" + tables.text(show.ratio_table(ratios)))
     proven = show.proven(reports)
     places = [group["environment"] for group in reports.values() if group["environment"]]
     if places:

@@ -21,12 +21,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks import report
 from benchmarks.progress import progress
 from h200 import diagonal, gated, graphs, kernels, target
 
 import jax_bptt as jb
 from jax_bptt.kernels.gpu import mosaic
+from jax_bptt.testing import tables
 
 CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 # What is recomputed is said, since by default the device at hand decides.
@@ -70,7 +70,7 @@ def check_kernels(device: target.Target, tick: Callable[[], Any]) -> list[dict[s
     return found
 
 
-def graph_table(rows: list[dict[str, Any]]) -> report.Table:
+def graph_table(rows: list[dict[str, Any]]) -> tables.Table:
     """Return the table of the gradients."""
 
     def per_step(row):
@@ -90,10 +90,10 @@ def graph_table(rows: list[dict[str, Any]]) -> report.Table:
     ]
     sizes = f"T={graphs.STEPS} B={graphs.BATCH} I=H={graphs.UNITS}"
     title = f"Gradients with gpu_compiler_options(), {sizes}; launches of body + condition, "
-    return report.Table(title + "forward, reverse", header, lines)
+    return tables.Table(title + "forward, reverse", header, lines)
 
 
-def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
+def kernel_table(rows: list[dict[str, Any]]) -> tables.Table:
     """Return the table of the kernels: what each needs, and its budget where it has one."""
     columns = kernels.Measured._fields
 
@@ -106,10 +106,10 @@ def kernel_table(rows: list[dict[str, Any]]) -> report.Table:
         for row in rows
     ]
     header = ["kernel", *(name.replace("_", " ") for name in columns)]
-    return report.Table("Fused kernels, found / allowed", header, lines)
+    return tables.Table("Fused kernels, found / allowed", header, lines)
 
 
-def readme_table(rows: list[dict[str, Any]]) -> report.Table:
+def readme_table(rows: list[dict[str, Any]]) -> tables.Table:
     """Return the README's table: kernels of gated cells without flags, a line for a pair."""
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -132,7 +132,7 @@ def readme_table(rows: list[dict[str, Any]]) -> report.Table:
         for name, pair in pairs.items()
     ]
     header = ["kernel", "registers", "spilled bytes", "shared KiB", "instructions of a step"]
-    return report.Table("", [*header, "barriers of a block", "of a cluster"], lines)
+    return tables.Table("", [*header, "barriers of a block", "of a cluster"], lines)
 
 
 CHECKS = {"graphs": (check_graphs, graph_table), "kernels": (check_kernels, kernel_table)}
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = make_parser().parse_args(argv)
     if args.markdown is not None:
-        reason = report.unwritable(args.markdown, MODE)
+        reason = tables.unwritable(args.markdown, MODE)
         if reason or "kernels" not in args.parts:
             print(f"compile_cuda: {reason or '--markdown takes the kernels'}", file=sys.stderr)
             return 2
@@ -188,14 +188,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             document[part] = check(device, tick)
     broken = []
     for part in args.parts:
-        print(report.text(CHECKS[part][1](document[part])) + "\n")
+        print(tables.text(CHECKS[part][1](document[part])) + "\n")
         broken += [f"{part}: {name(row)}: {why}" for row in document[part] for why in row["broken"]]
     by = "compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items())
     print(by)
     print("\n".join(broken) or "all promises are kept")
     if args.markdown is not None:
         caption = f"{by}  \n`python scripts/compile_cuda.py --markdown docs/benchmarks.md`"
-        report.write_markdown(args.markdown, MODE, [readme_table(document["kernels"])], caption)
+        tables.write_markdown(args.markdown, MODE, [readme_table(document["kernels"])], caption)
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 1 if broken else 0

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from benchmarks import report
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,6 +30,7 @@ import jax_bptt as jb
 from jax_bptt.kernels.form import Form, normal_form, stack_gates
 from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
 from jax_bptt.kernels.tpu import resident
+from jax_bptt.testing import tables
 
 TOPOLOGY = "v5e:2x2"
 PAIRS = 4 * 128 * 128
@@ -222,14 +222,14 @@ def table(target: Target, options: argparse.Namespace) -> list[Line]:
     return lines
 
 
-def readme_table(lines: list[Line]) -> report.Table:
+def readme_table(lines: list[Line]) -> tables.Table:
     """Return the README's table."""
     header = ["H", "kernel", "bundles of a step", "floor of the matrix units", "ratio"]
     cells = [
         [str(line.units), line.name, str(line.bundles), f"{line.floor:.0f}", f"{line.ratio:.2f}"]
         for line in lines
     ]
-    return report.Table("", header, cells)
+    return tables.Table("", header, cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
-    if options.markdown is not None and (reason := report.unwritable(options.markdown, MODE)):
+    if options.markdown is not None and (reason := tables.unwritable(options.markdown, MODE)):
         print(f"compile_tpu: {reason}", file=sys.stderr)
         return 1
     if reason := missing():
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.markdown is not None:
         command = shlex.join(["python", "scripts/compile_tpu.py", *arguments])
         caption = f"{title(options)}  \n`{command}`"
-        report.write_markdown(options.markdown, MODE, [readme_table(lines)], caption)
+        tables.write_markdown(options.markdown, MODE, [readme_table(lines)], caption)
     largest = max(line.ratio for line in lines)
     if options.budget is not None and largest > options.budget:
         print(f"compile_tpu: {largest:.2f} x the floor is over the budget", file=sys.stderr)

@@ -8,11 +8,10 @@
 The files are plain SVG, so that the same figures make the same file.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 import optax
 
 import jax_bptt as jb
+from jax_bptt.testing.arguments import Parser
 from jax_bptt.training.tasks import adding
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -199,18 +199,9 @@ def _svg(size: tuple[int, int], parts: list[str]) -> str:
     return "\n".join([head, paper, *parts, "</svg>\n"])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"figures: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the pictures that are named, both by default."""
-    parser = _Parser(
-        prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="figures", description=__doc__)
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="time, contributions")
     parser.add_argument("--updates", type=int, default=2000, help="of the training; default 2000")
     parser.add_argument("--folder", type=Path, default=DOCS, help="to write to; default docs")

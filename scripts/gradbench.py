@@ -16,22 +16,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from benchmarks import environment, report
+from benchmarks import environment
 from gradbench_lstm import driver, instances, models, protocol
 from gradbench_lstm.instances import InputError
 from gradbench_lstm.pipe import ToolError
 
+from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser, names
+
 TOOLS = tuple(driver.candidates(0))
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"gradbench: {message}\n")
 
 
 def sizes(text: str) -> list[int]:
@@ -56,18 +52,9 @@ def seconds(text: str) -> float:
     return value
 
 
-def names(text: str) -> list[str]:
-    """Read names of tools with commas between."""
-    for name in (found := text.split(",")):
-        if name not in TOOLS:
-            raise argparse.ArgumentTypeError(f"no tool {name!r}; there are {', '.join(TOOLS)}")
-    return found
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="gradbench.py", description=__doc__, formatter_class=form)
+    parser = Parser(prog="gradbench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="the tool, which is also the default")
     serve.add_argument("--model", choices=models.NAMES, default=driver.OWN, help="its own model")
@@ -77,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     drive.add_argument("--chars", type=sizes, default=[1024, 4096, 8192], metavar="C,..")
     drive.add_argument("--seed", type=int, default=0, help="of the inputs, 0")
     drive.add_argument("--files", type=Path, nargs="+", default=[], help="inputs to take instead")
-    drive.add_argument("--tools", type=names, default=list(TOOLS), help=f"{','.join(TOOLS)}")
+    drive.add_argument("--tools", type=names(TOOLS), default=list(TOOLS), help=f"{','.join(TOOLS)}")
     drive.add_argument("--seconds", type=seconds, default=1.0, help="a function is run for, 1")
     drive.add_argument(
         "--results", type=Path, help="JSON file of sizes; those in it are not measured again"
@@ -109,7 +96,7 @@ def serve(args: Any) -> int:
 
 def drive(args: Any) -> int:
     """Measure, print and write the tables."""
-    if args.markdown and (problem := report.unwritable(args.markdown, "gradbench")):
+    if args.markdown and (problem := tables.unwritable(args.markdown, "gradbench")):
         raise InputError(problem)
     known = driver.merged(args.results, [])
     if args.files:
@@ -122,14 +109,14 @@ def drive(args: Any) -> int:
     for instance in inputs:
         row = driver.measure(instance, args.tools, args.seconds)
         rows = driver.merged(args.results, [row]) if args.results else [*rows, row]
-        print(report.text(driver.here([row])), flush=True)
+        print(tables.text(driver.here([row])), flush=True)
     failures = [text for row in rows for text in driver.wrong(row)]
     found = driver.tables(rows)
-    print("\n" + "\n\n".join(map(report.text, found)))
+    print("\n" + "\n\n".join(map(tables.text, found)))
     if args.markdown:
         where = environment.sentence(environment.describe(1))
         command = "python scripts/gradbench.py " + shlex.join(args.argv)
-        report.write_markdown(args.markdown, "gradbench", found, f"{where}  \n`{command}`")
+        tables.write_markdown(args.markdown, "gradbench", found, f"{where}  \n`{command}`")
     print("\n".join(failures), end="\n" * bool(failures), file=sys.stderr)
     return 1 if failures else 0
 

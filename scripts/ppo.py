@@ -7,20 +7,21 @@ that their curves part by rounding alone. They are trained in turns, a few updat
 their times compare.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from benchmarks import environment, report
-from benchmarks.options import positive
+from benchmarks import environment
 from benchmarks.progress import progress
 from recurrent_ppo import memory_task as task
 from recurrent_ppo import network, ppo
+
+from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser, positive
 
 MODE = "ppo"
 """The name of the markers in a Markdown file."""
@@ -38,18 +39,9 @@ class Run(NamedTuple):
     seconds: list[float]
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ppo: {message}\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line."""
-    found = _Parser(
-        prog="ppo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = Parser(prog="ppo", description=__doc__)
     found.add_argument("--layer", choices=(*network.LAYERS, "both"), default="both")
     found.add_argument("--seeds", type=positive, default=3, help="how many, default 3")
     for name, default, about in (
@@ -107,7 +99,7 @@ def train(
     return runs
 
 
-def curves(runs: list[Run], turn: int) -> report.Table:
+def curves(runs: list[Run], turn: int) -> tables.Table:
     """Return the table of returns, a line a turn and a column a run."""
     by_turn = [run.returns.reshape(-1, turn).mean(1) for run in runs]
     header = ["updates", *(f"seed {run.seed}, {run.layer}" for run in runs)]
@@ -119,10 +111,10 @@ def curves(runs: list[Run], turn: int) -> report.Table:
         "Return of the mean episode while training "
         f"(optimum {task.OPTIMUM:g}, without memory at most {task.WITHOUT_MEMORY:g})"
     )
-    return report.Table(title, header, lines)
+    return tables.Table(title, header, lines)
 
 
-def results(runs: list[Run]) -> report.Table:
+def results(runs: list[Run]) -> tables.Table:
     """Return the table of layers: time of an update, and who reached the optimum."""
     lines = []
     for layer in dict.fromkeys(run.layer for run in runs):
@@ -137,7 +129,7 @@ def results(runs: list[Run]) -> report.Table:
             ]
         )
     header = ["layer", "ms an update", "return of the likeliest actions, by seed", "at the optimum"]
-    return report.Table("Layers", header, lines)
+    return tables.Table("Layers", header, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,20 +137,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.envs % ppo.MINIBATCHES:
         parser().error(f"--envs {args.envs} is not a multiple of {ppo.MINIBATCHES}")
-    if args.markdown is not None and (reason := report.unwritable(args.markdown, MODE)):
+    if args.markdown is not None and (reason := tables.unwritable(args.markdown, MODE)):
         parser().error(reason)
     layers = network.LAYERS if args.layer == "both" else (args.layer,)
     sizes = ppo.Sizes(args.envs, args.steps, args.hidden)
     described = environment.describe(1)
     runs = train(layers, args.seeds, sizes, args.updates, args.turn)
-    tables = [curves(runs, args.turn), results(runs)]
-    for table in tables:
-        print("\n" + report.text(table))
+    found = [curves(runs, args.turn), results(runs)]
+    for table in found:
+        print("\n" + tables.text(table))
     if args.markdown is not None:
         given = sys.argv[1:] if argv is None else argv
         command = " ".join(["python scripts/ppo.py", *given])
         caption = f"{environment.sentence(described)}  \n`{command}`"
-        report.write_markdown(args.markdown, MODE, tables, caption)
+        tables.write_markdown(args.markdown, MODE, found, caption)
     return 0 if all(run.final == task.OPTIMUM for run in runs) else 1
 
 

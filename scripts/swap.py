@@ -5,21 +5,22 @@ this library's layer, and both programs learn to name the symbol seen `BACK` ste
 changed, time of an update, temporary memory, and the learning curves, side by side.
 """
 
-import argparse
 import difflib
 import sys
 import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import environment, report, roster
-from benchmarks.options import names, positive
+from benchmarks import environment, roster
 from benchmarks.progress import progress
+
+from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser, names, positive
 
 PROGRAMS = Path(__file__).parent / "swaps"
 MODE = "swap"
@@ -158,7 +159,7 @@ def _arrays(state):
     return [leaves[k] for k in places], filled
 
 
-def table(found: dict[str, tuple[int, Result, Result]], updates: int) -> report.Table:
+def table(found: dict[str, tuple[int, Result, Result]], updates: int) -> tables.Table:
     """Return the table: a line for each library and variant."""
     marks = [updates * (k + 1) // POINTS for k in range(POINTS)]
     header = ["library", "lines changed", "layer", "ms an update", "times as fast", "temp MiB"]
@@ -169,24 +170,15 @@ def table(found: dict[str, tuple[int, Result, Result]], updates: int) -> report.
         for name, result, factor in (("its own", theirs, ""), ("ours", ours, f"{ratio:.2f}")):
             losses = [f"{result.losses[max(0, m - 10) : m].mean():.3f}" for m in marks]
             milliseconds = f"{1e3 * np.median(result.seconds):.1f}"
-            memory = f"{result.temp_bytes / report.MIB:.1f}"
+            memory = f"{result.temp_bytes / 2**20:.1f}"
             lines.append([library, str(count), name, milliseconds, factor, memory, *losses])
     title = f"Programs with the layer replaced (loss of a guess: {np.log(SYMBOLS):.3f})"
-    return report.Table(title, header, lines)
+    return tables.Table(title, header, lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"swap: {message}\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line."""
-    found = _Parser(
-        prog="swap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = Parser(prog="swap", description=__doc__)
     every = ",".join(SWAPS)
     found.add_argument(
         "--libraries", type=names(list(SWAPS)), default=list(SWAPS), help=f"default {every}"
@@ -200,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all variants and print them; return the exit status."""
     args = parser().parse_args(argv)
-    if args.markdown is not None and (reason := report.unwritable(args.markdown, MODE)):
+    if args.markdown is not None and (reason := tables.unwritable(args.markdown, MODE)):
         parser().error(reason)
     for reason in roster.absent([PEERS[library] for library in args.libraries]).values():
         parser().error(reason)
@@ -214,12 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         blocks.append("\n".join([f"{library}:", "", "```diff", *lines, "```"]))
         print("\n".join([library, *lines, ""]), flush=True)
     results = table(found, args.updates)
-    print(report.text(results))
+    print(tables.text(results))
     if args.markdown is not None:
         command = " ".join(["python scripts/swap.py", *(sys.argv[1:] if argv is None else argv)])
         caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
         caption = "\n\n".join([caption, *blocks])
-        report.write_markdown(args.markdown, MODE, [results], caption)
+        tables.write_markdown(args.markdown, MODE, [results], caption)
     return 0
 
 

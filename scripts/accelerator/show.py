@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from benchmarks import plots
-from benchmarks.report import Table
 
 from accelerator import contestants, torch_cudnn
+from jax_bptt.testing.tables import Table
 
 PAIRS = (
     (contestants.PLAIN, contestants.GRAPH),

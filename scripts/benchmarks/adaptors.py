@@ -19,7 +19,7 @@ from benchmarks import library, measure, peers, plain, race
 from benchmarks.data import Data, Row, draw
 from benchmarks.measure import Prepared
 from benchmarks.models import Model
-from benchmarks.report import Table
+from jax_bptt.testing.tables import Table
 
 SHAPES = tuple(
     (128, batch, hidden, hidden) for batch in (4, 64, 1024) for hidden in (128, 256, 512)

@@ -1,13 +1,13 @@
 """The options of the benchmark's command line."""
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import library
 from benchmarks.measure import TOLERANCE
 from benchmarks.peers import PACKAGES
+from jax_bptt.testing.arguments import names, positive
 
 Shape = tuple[int, int, int, int]
 
@@ -27,19 +27,6 @@ def shapes(text: str) -> tuple[Shape, ...]:
     return tuple(_shape(part) for part in text.split(";") if part.strip())
 
 
-def names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Return what reads names that are known, with commas in between, or none."""
-
-    def parse(text):
-        found = [] if text == "none" else [name for name in text.split(",") if name]
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
-        return found
-
-    return parse
-
-
 def algorithms(text: str) -> list[str]:
     """Read algorithms of the library, with commas in between."""
     found = [name for name in text.split(",") if name]
@@ -51,13 +38,6 @@ def algorithms(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError("name at least one")
     return found
-
-
-def positive(text: str) -> int:
-    """Read a positive number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
 
 
 def counts(text: str) -> list[int]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.report import Table
 
 from gradbench_lstm import published
 from gradbench_lstm.forward_mode import loss_and_gradient
 from gradbench_lstm.instances import InputError, Instance
 from gradbench_lstm.models import FORMS
 from gradbench_lstm.pipe import PipedTool
+from jax_bptt.testing.tables import Table
 
 LIMIT = 1e-10
 FUNCTIONS = ("objective", "jacobian")

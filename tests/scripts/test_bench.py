@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
+from jax_bptt.testing import tables
 from tests.registry import slow_unless
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -56,7 +57,7 @@ def peers():
 
 def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     readme = tmp_path / "README.md"
-    begin, end = part("report").markers("grad")
+    begin, end = tables.markers("grad")
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     plot = tmp_path / "plot.png"
     argv = ["--cells", "elman", "--peers", "haiku,torch", "--devices", "1,2"]

@@ -126,7 +126,7 @@ def test_a_group_out_of_time_lists_what_it_did_not_run(script, capfd):
     found = part("process").outcome(events, False, 0, "")
     assert found.ended == "out of time" and found.rows == [] and len(found.not_run) == 2
     report = found._asdict() | {"title": ""}
-    text = "\n".join(script.tables({"correct": report}))
+    text = "\n".join(script.texts({"correct": report}))
     assert all(name in text for name in found.not_run)
     assert not script.wrong({"correct": report})
     assert script.wrong({"correct": report | {"ended": "timed out"}})

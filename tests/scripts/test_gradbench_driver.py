@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jax_bptt.testing import tables
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -27,7 +29,7 @@ def row(count, ms, error=1e-15):
 
 
 def test_tables_and_results(tmp_path):
-    driver, report = part("driver"), importlib.import_module("benchmarks.report")
+    driver = part("driver")
     path = tmp_path / "rows.json"
     driver.merged(path, [row(4096, 2.0), row(1024, 1.0)])
     rows = driver.merged(path, [row(1024, 0.5)])
@@ -39,7 +41,7 @@ def test_tables_and_results(tmp_path):
     assert here.cells[0] == ["2, 1024", "0.5", "0.5", *["1.5 (3.0)"] * 2, "layers, layers", "1e-15"]
     codipack = next(line for line in elsewhere.cells if line[0] == "codipack")
     assert codipack == ["codipack", "2.28, 4.91", "8.93, 19.8"]
-    assert "2, 4096" in report.markdown(here)
+    assert "2, 4096" in tables.markdown(here)
     assert driver.wrong(row(2, 1.0)) == []
     assert len(driver.wrong(row(2, 1.0, error=float("nan")))) == 4
     assert driver.relative_error(np.zeros(3), np.ones(2)) == float("inf")

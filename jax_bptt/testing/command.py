@@ -1,69 +1,51 @@
 """Gradient conformance of recurrent layers: this library and those that are installed.
 
-Every property of `jax_bptt.testing.conformance` is checked on every cell of every library, in
-float64 on random numbers. The matrix says `ok`, `FAIL` or `n/a`: what a library does not offer or
-does not promise is not applicable. The exit status is 0 unless this library fails.
+The command `python -m jax_bptt.testing` checks every property of `jax_bptt.testing.conformance` on
+every cell of every library, in float64 on random numbers. The matrix says `ok`, `FAIL` or `n/a`:
+what a library does not offer or does not promise is not applicable. The exit status is 0 unless
+this library fails.
 """
 
-import argparse
 import platform
 import shlex
 import sys
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from benchmarks import report as tables
-from conformance_adapters import roster
-from conformance_adapters.layers import Case, Sizes
 
-from jax_bptt.testing import PROPERTIES, RAISED, Report, conformance
+from jax_bptt.testing import PROPERTIES, RAISED, Report, arguments, conformance, tables
+from jax_bptt.testing.libraries import roster
+from jax_bptt.testing.libraries.layers import Case, Sizes
 from jax_bptt.testing.report import raised
 
+PROGRAM = "python -m jax_bptt.testing"
 NAMES = tuple(check.__name__ for check in PROPERTIES)
 SMOKE = ("finite_differences", "adjoint_identity", "ragged_lengths", "repeatability")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"conformance: {message}\n")
-
-
-def _list_of(known: Collection[str]):
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"no {name!r}; there are {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """Return the parser of the command line."""
     cells = dict.fromkeys(cell for a in roster.ADAPTERS.values() for cell in a.cells)
-    p = _Parser(prog="conformance", description="Gradient conformance of layers")
+    p = arguments.Parser(prog=PROGRAM, description=__doc__)
     p.add_argument(
         "--libraries",
-        type=_list_of(roster.ADAPTERS),
+        type=arguments.names(roster.ADAPTERS),
         default=list(roster.ADAPTERS),
         metavar="A,B",
         help=f"of {', '.join(roster.ADAPTERS)}; all by default",
     )
     p.add_argument(
         "--cells",
-        type=_list_of(cells),
+        type=arguments.names(cells),
         metavar="A,B",
         help=f"of {', '.join(cells)}; all that a library has by default",
     )
     p.add_argument(
         "--properties",
-        type=_list_of(NAMES),
+        type=arguments.names(NAMES),
         metavar="A,B",
         help=f"of {', '.join(NAMES)}; all by default",
     )
@@ -117,7 +99,7 @@ def failures(reports: dict[str, list[Report]]) -> list[str]:
             for result in report.failures:
                 lines.append(f"{library} {report.subject}: {result}")
                 lines.append(
-                    f"  python scripts/conformance.py --libraries {library} "
+                    f"  {PROGRAM} --libraries {library} "
                     f"--cells {report.subject} --properties {result.name}"
                 )
     return lines
@@ -155,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = matrix(reports, [name for name in NAMES if name in names])
     print("\n" + tables.text(found))
     if args.markdown is not None:
-        command = shlex.join(["python", "scripts/conformance.py", *argv])
+        command = f"{PROGRAM} {shlex.join(argv)}"
         caption = f"{_versions(present)}  \n`{command}`"
         tables.write_markdown(args.markdown, "conformance", [found], caption)
     if lines := failures(reports):

@@ -5,7 +5,7 @@ import functools
 import jax
 
 import jax_bptt as jb
-from conformance_adapters.layers import Adapter, Layer, Sizes, jax_adapter
+from jax_bptt.testing.libraries.layers import Adapter, Layer, Sizes, jax_adapter
 
 CELLS = {
     "lstm": jb.lstm,

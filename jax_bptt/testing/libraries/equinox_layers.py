@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 
-from conformance_adapters.layers import Layer, Sizes, jax_adapter
+from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter
 
 
 def _build(name: str, inputs: int, sizes: Sizes) -> Layer:

@@ -7,7 +7,7 @@ from importlib import metadata
 import jax
 
 import jax_bptt as jb
-from conformance_adapters import (
+from jax_bptt.testing.libraries import (
     equinox_layers,
     flax_layers,
     haiku_layers,
@@ -15,7 +15,7 @@ from conformance_adapters import (
     own,
     torch_layers,
 )
-from conformance_adapters.layers import Adapter
+from jax_bptt.testing.libraries.layers import Adapter
 
 OWN = "jax_bptt"
 
@@ -28,7 +28,7 @@ ADAPTERS: dict[str, Adapter] = {
     "keras": keras_layers.ADAPTER,
     "torch": torch_layers.ADAPTER,
 }
-"""The libraries by the names that the script's user knows them by."""
+"""The libraries by the names that the command's user knows them by."""
 
 
 def absence(name: str) -> str | None:

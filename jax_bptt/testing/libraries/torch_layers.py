@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conformance_adapters.layers import ELSEWHERE, STACK, Adapter, Case, Sizes, perturbed
 from jax_bptt.testing import Subject
+from jax_bptt.testing.libraries.layers import ELSEWHERE, STACK, Adapter, Case, Sizes, perturbed
 
 CELLS = ("lstm", "gru", "elman")
 ALL = ("params", "xs", "state")

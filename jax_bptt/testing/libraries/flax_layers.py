@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from conformance_adapters.layers import Layer, Sizes, jax_adapter, zero_beyond
+from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter, zero_beyond
 
 CELLS = ("lstm", "gru", "elman")
 

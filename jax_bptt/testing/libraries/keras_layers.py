@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conformance_adapters.layers import Layer, Sizes, jax_adapter
+from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter
 
 # Keras reads its backend when it is imported; a user's own choice is left alone.
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -1,0 +1,1 @@
+"""Recurrent layers of several libraries, each imported when its layers are asked for."""

@@ -1,1 +1,0 @@
-"""Recurrent layers of several libraries, for the conformance suite."""
