@@ -9,7 +9,6 @@ this library fails.
 import platform
 import shlex
 import sys
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,7 @@ def examine(library: str, cells: Collection[str] | None, names: Collection[str])
     """Return the reports on a library's cells, and print the name of each when it is done."""
     adapter = roster.ADAPTERS[library]
     chosen = [cell for cell in adapter.cells if cells is None or cell in cells]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a library deprecates is not for us to mend
+    with roster.undisturbed():
         reports = []
         for case in adapter.cases(chosen, Sizes()):
             reports.append(_examined(case, names))

@@ -7,7 +7,6 @@ All run on one device and on one per core, and count in their better setting.
 # The libraries are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,11 @@ import jax
 import numpy as np
 
 import jax_bptt as jb
-from benchmarks import library, measure, peers, plain, race
+from benchmarks import library, measure, plain, race, roster
 from benchmarks.data import Data, Row, draw
 from benchmarks.measure import Prepared
 from benchmarks.models import Model
+from jax_bptt.testing.libraries.roster import undisturbed
 from jax_bptt.testing.tables import Table
 
 SHAPES = tuple(
@@ -41,7 +41,7 @@ Pair = tuple[str, Model, str, Model]
 
 def _theirs(library: str, row: Row) -> Model:
     """Return a library's own layer; it has both cells of the mode."""
-    model = peers.MODELS[library](row)
+    model = roster.jax_model(library, row)
     assert model is not None
     return model
 
@@ -123,8 +123,7 @@ PAIRS: dict[str, Callable[[Row, Model], list[Pair]]] = dict(
 
 def run(row: Row, settings: race.Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Check and time a row, with those of the libraries that there are; return it measured."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
+    with undisturbed():
         own = library.model(row, jb.bptt())
         pairs = [p for name in LIBRARIES if name in settings.peers for p in PAIRS[name](row, own)]
         return run_row(row, pairs, race.usable(row, settings.devices), settings.rounds, tick)

@@ -7,18 +7,12 @@ import jax.numpy as jnp
 
 import jax_bptt as jb
 from benchmarks.data import Row
-from benchmarks.models import Model
+from benchmarks.models import Model, of_layer
+from jax_bptt.testing.libraries import own
+from jax_bptt.testing.libraries.layers import CELLS
 
 ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {"autodiff": jb.autodiff, "bptt": jb.bptt}
 """Algorithms by their public names."""
-
-CELLS: dict[str, Callable[..., jb.Cell]] = {
-    "elman": jb.elman,
-    "gru": jb.gru,
-    "gru_reset_before": jb.gru_reset_before,
-    "lstm": jb.lstm,
-}
-"""Constructors of the benchmark's cells."""
 
 
 def algorithm(text: str) -> jb.Algorithm:
@@ -52,23 +46,7 @@ def model(row: Row, algorithm: jb.Algorithm) -> Model:
     """Return the library's layer for a row under an algorithm."""
     cell = cell_of(row)
 
-    def pack(weights):
-        if row.cell == "gru":
-            return jb.GRUParams(**weights)
-        return jb.Params(**weights)
-
-    def unpack(d_params):
-        return {k: d for k, d in d_params._asdict().items() if d is not None}
-
     def run(params, xs):
         return jb.unroll(cell, params, xs, algorithm=algorithm)[1]
 
-    def start(params, batch):
-        return cell.initial_state(params, (batch,))
-
-    def step(params, state, x):
-        weights = cell.prepare(params)
-        state = cell.step(weights, state, cell.project(weights, x))
-        return state, cell.readout(weights, state)
-
-    return Model(pack, unpack, run, start, step)
+    return of_layer(own.layer_of(cell, row.cell), row)._replace(run=run)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.data import Weights
+import jax_bptt as jb
+from benchmarks.data import Row, Weights
+from jax_bptt.testing.libraries.layers import Layer
 
 
 class Model(NamedTuple):
@@ -31,6 +33,28 @@ class Model(NamedTuple):
     step: Callable[[Any, Any, Any], Any]
     equations: str | None = None
     note: str = ""
+
+
+def of_layer(layer: Layer, row: Row) -> Model:
+    """Return the layer of a library as a model of a row."""
+
+    def pack(weights):
+        return layer.from_params(parameters(weights))
+
+    def unpack(d_params):
+        grads = layer.to_gradients(d_params)._asdict()
+        return {name: d for name, d in grads.items() if d is not None}
+
+    def run(params, xs):
+        return layer.run(params, xs, layer.start(params, xs.shape[1]))[1]
+
+    equations = None if layer.equations == row.cell else layer.equations
+    return Model(pack, unpack, run, layer.start, layer.step, equations, layer.note)
+
+
+def parameters(weights: Weights) -> jb.Params | jb.GRUParams:
+    """Return shared weights as the parameters of this library's cell."""
+    return jb.GRUParams(**weights) if "b_n" in weights else jb.Params(**weights)
 
 
 def cast(weights: Weights, dtype: str) -> Weights:

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks import library
 from benchmarks.measure import TOLERANCE
-from benchmarks.peers import PACKAGES
+from benchmarks.roster import PEERS
 from jax_bptt.testing.arguments import names, positive
 
 Shape = tuple[int, int, int, int]
@@ -59,10 +59,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "peers": (
         "--peers",
         {
-            "type": names(list(PACKAGES)),
-            "default": list(PACKAGES),
+            "type": names(list(PEERS)),
+            "default": list(PEERS),
             "metavar": "P,P",
-            "help": f"of {', '.join(PACKAGES)}, or none; default all",
+            "help": f"of {', '.join(PEERS)}, or none; default all",
         },
     ),
     "rounds": ("--rounds", {"type": positive, "help": "interleaved rounds, default 9"}),

@@ -1,7 +1,5 @@
 """Who competes on a row: the library, the two baselines, and the peers that are installed."""
 
-import importlib
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,12 +7,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks import library, measure, peers, plain, torch_peer
+from benchmarks import library, measure, plain, torch_peer
 from benchmarks.data import Data, Row
 from benchmarks.measure import Prepared, Task
-from benchmarks.models import Model
+from benchmarks.models import Model, of_layer
+from jax_bptt.testing.libraries import roster, torch_layers
 
-OWN = "jax_bptt"
+OWN = roster.OWN
+PEERS = ("flax", "nnx", "haiku", "equinox", "torch")
+"""Libraries that compete, by their names in `python -m jax_bptt.testing`."""
+
 PLAIN = "plain scan"
 STRONG = "strong scan"
 TORCH = "torch"
@@ -39,30 +41,21 @@ class Competitor(NamedTuple):
 
 def absent(names: list[str]) -> dict[str, str]:
     """Import the named peers; return those that cannot take part, with the reason."""
-    reasons = {}
-    for name in names:
-        package = peers.PACKAGES[name]
-        if name == TORCH and jax.default_backend() != "cpu":
-            reasons[name] = f"compared on a CPU only, and JAX runs on {jax.default_backend()}"
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what a peer deprecates is not for us to mend
-                importlib.import_module("haiku" if package == "dm-haiku" else package)
-        except ModuleNotFoundError:
-            reasons[name] = f"not installed (pip install {package})"
-        except (ImportError, AttributeError) as error:  # made for another version of JAX
-            reasons[name] = f"cannot be imported beside jax {jax.__version__}: {error}"
-    return reasons
+    reasons = {name: roster.absence(name) for name in names}
+    if TORCH in names and jax.default_backend() != "cpu":
+        reasons[TORCH] = f"compared on a CPU only, and JAX runs on {jax.default_backend()}"
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def jax_model(name: str, row: Row) -> Model | None:
     """Return the JAX layer of a baseline or peer, None where it has no such cell."""
     if name == PLAIN:
         return plain.plain(row.cell)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peers.MODELS[name](row)
+    make = roster.ADAPTERS[name].layer
+    assert make is not None, name
+    with roster.undisturbed():
+        layer = make(row.cell, row.I, row.H)
+    return None if layer is None else of_layer(layer, row)
 
 
 def competitors(row: Row, algorithms: list[str], names: list[str]) -> list[Competitor]:
@@ -81,7 +74,7 @@ def competitors(row: Row, algorithms: list[str], names: list[str]) -> list[Compe
     entries += [Competitor(STRONG, _strongest, row.cell)]
     for name in names:
         if name == TORCH:
-            if row.cell in torch_peer.CELLS:
+            if row.cell in torch_layers.CELLS:
                 entries.append(Competitor(name, _torch, row.cell, splits=False))
         elif (model := jax_model(name, row)) is not None:
             entries.append(_of_model(name, model, row))
@@ -95,8 +88,7 @@ def own_name(text: str) -> str:
 
 def _of_model(name, model, row):
     def prepare(data, task, mesh):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with roster.undisturbed():
             return measure.prepare(model, data, task, mesh)
 
     return Competitor(name, prepare, model.equations or row.cell)

@@ -1,6 +1,5 @@
 """The mode `step`: what one streaming step costs, from the call until its output is there."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ from benchmarks.data import Data, Row, draw
 from benchmarks.measure import Stepper, ratio, spread
 from benchmarks.models import Model, cast, host
 from benchmarks.race import Settings
+from jax_bptt.testing.libraries import torch_layers
+from jax_bptt.testing.libraries.roster import undisturbed
 
 SHAPES = ((64, 1, 64, 128), (64, 1, 128, 256), (64, 1, 512, 1024))
 """Default (T, B, I, H); a turn of the benchmark takes the T steps of a sequence one by one."""
@@ -32,7 +33,7 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
         entry = _check(name, own, data, model.equations or row.cell) | {"note": model.note}
         entries.append(entry)
         calls[name] = _sequence(own, row.T)
-    if roster.TORCH in settings.peers and row.cell in torch_peer.CELLS:
+    if roster.TORCH in settings.peers and row.cell in torch_layers.CELLS:
         own = torch_peer.stepper(data)
         entry = _check(roster.TORCH, own, data, row.cell)
         calls[roster.TORCH], entry["note"] = torch_peer.fastest(_sequence(own, row.T))
@@ -69,8 +70,7 @@ def stepper(model: Model, data: Data) -> Stepper:
         state[0], y = step_jit(params, state[0], xs[t])
         return jax.block_until_ready(y)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peers warn while they are traced
+    with undisturbed():  # peers warn while they are traced
         step(0)
     return Stepper(step, restart, host)
 

@@ -1,4 +1,4 @@
-"""PyTorch's recurrent layers on the CPU, through its own autograd."""
+"""PyTorch's recurrent layers, through its own autograd."""
 
 # The rivals are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
@@ -9,47 +9,53 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data import GATES, Data, Row
+import jax_bptt as jb
+from benchmarks.data import Data
 from benchmarks.measure import Prepared, Stepper, rounds
-
-CELLS = ("elman", "gru", "lstm")
+from benchmarks.models import parameters
+from jax_bptt.testing.libraries import torch_layers
 
 
 def _arrays(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     return {k: t.detach().double().numpy() for k, t in tensors.items()}
 
 
-def _layer(row: Row, data: Data, *, single_step: bool) -> Any:
-    """Return the module with the row's weights: w of torch is [G H, I], b_n its second bias."""
+def _ready(data: Data, make: Callable[[], Any] | None = None) -> tuple[Any, Any]:
+    """Return the module with the row's weights, and its inputs; `make` makes that of one step."""
     import torch
 
-    if single_step:
-        kinds = {"elman": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
+    row, dtype = data.row, getattr(torch, data.row.dtype)
+    tree = jb.interop.torch.from_params(parameters(data.weights))
+    if make is None:
+        layer = torch_layers.module(row.cell, row.I, row.H)
     else:
-        kinds = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-    layer = kinds[row.cell](row.I, row.H, dtype=getattr(torch, row.dtype))
-    w_x, w_s, b_x, b_s = layer.parameters()
-    inner = np.zeros((GATES[row.cell], row.H))
-    if row.cell == "gru":
-        inner[2] = data.weights["b_n"]
-    with torch.no_grad():
-        w_x.copy_(torch.from_numpy(data.weights["w_x"].reshape(row.I, -1).T.copy()))
-        w_s.copy_(torch.from_numpy(data.weights["w_s"].reshape(row.H, -1).T.copy()))
-        b_x.copy_(torch.from_numpy(data.weights["b"].reshape(-1)))
-        b_s.copy_(torch.from_numpy(inner.reshape(-1)))
-    return layer
+        layer, tree = make(), {name.removesuffix("_l0"): w for name, w in tree.items()}
+    return torch_layers.filled(layer, tree).to(dtype), torch.from_numpy(data.xs).to(dtype)
+
+
+def passes(layer: Any, xs: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return what computes the outputs, in inference mode, and the gradient of sum(ys^2).
+
+    The gradient is with respect to the layer's parameters, in their order, and xs.
+    """
+    import torch
+
+    xs.requires_grad_()
+    leaves = [*layer.parameters(), xs]
+
+    def forward():
+        with torch.inference_mode():
+            return layer(xs)[0]
+
+    def gradient():
+        return torch.autograd.grad(layer(xs)[0].square().sum(), leaves)
+
+    return forward, gradient
 
 
 def forward(data: Data) -> Prepared:
-    """Return the forward pass, in inference mode."""
-    import torch
-
-    layer = _layer(data.row, data, single_step=False)
-    xs = torch.from_numpy(data.xs).to(getattr(torch, data.row.dtype))
-
-    def call():
-        with torch.inference_mode():
-            return layer(xs)[0]
+    """Return the forward pass."""
+    call, _ = passes(*_ready(data))
 
     def results(ys):
         return _arrays({"ys": ys})
@@ -59,33 +65,18 @@ def forward(data: Data) -> Prepared:
 
 def gradient(data: Data) -> Prepared:
     """Return the gradient of sum(ys^2) with respect to parameters and inputs."""
-    import torch
-
-    row = data.row
-    layer = _layer(row, data, single_step=False)
-    xs = torch.from_numpy(data.xs).to(getattr(torch, row.dtype)).requires_grad_()
-    leaves = [*layer.parameters(), xs]
-
-    def call():
-        return torch.autograd.grad(layer(xs)[0].square().sum(), leaves)
+    layer, xs = _ready(data)
+    outputs, call = passes(layer, xs)
+    names = [name for name, _ in layer.named_parameters()]
 
     def results(grads):
-        d_w_x, d_w_s, d_b, d_inner, d_xs = grads
-        shape = (-1, GATES[row.cell], row.H)
-        shared = {
-            "w_x": d_w_x.T.reshape(shape),
-            "w_s": d_w_s.T.reshape(shape),
-            "b": d_b.reshape(shape[1:]),
-            "xs": d_xs,
-        }
-        if row.cell == "gru":
-            shared["b_n"] = d_inner.reshape(shape[1:])[2]
-        return _arrays(shared)
+        *d_params, d_xs = grads
+        named = _arrays(dict(zip(names, d_params, strict=True)))
+        (found,) = jb.interop.torch.to_gradients(named)
+        found = {name: d for name, d in found._asdict().items() if d is not None}
+        return found | _arrays({"xs": d_xs})
 
-    def outputs():
-        return _arrays({"ys": layer(xs)[0]})
-
-    return Prepared(call, results, outputs, None, None)
+    return Prepared(call, results, lambda: _arrays({"ys": outputs()}), None, None)
 
 
 def fastest(call: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
@@ -121,8 +112,9 @@ def stepper(data: Data) -> Stepper:
     """Return the streaming step of the module for single steps, in inference mode."""
     import torch
 
-    cell = _layer(data.row, data, single_step=True)
-    xs = torch.from_numpy(data.xs).to(getattr(torch, data.row.dtype))
+    row = data.row
+    kinds = {"elman": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
+    cell, xs = _ready(data, lambda: kinds[row.cell](row.I, row.H))
     state = [None]
 
     def restart():
@@ -131,6 +123,6 @@ def stepper(data: Data) -> Stepper:
     def step(t):
         with torch.inference_mode():
             state[0] = new = cell(xs[t], state[0])
-        return new[0] if data.row.cell == "lstm" else new
+        return new[0] if row.cell == "lstm" else new
 
     return Stepper(step, restart, lambda y: y.double().numpy())

@@ -4,33 +4,44 @@
 # pyright: reportMissingImports=false
 
 import jax
-import jax.numpy as jnp
 
-from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter
+from jax_bptt import interop
+from jax_bptt.testing.libraries.layers import Layer, arrays, jax_adapter, zeros
 
 
-def _build(name: str, inputs: int, sizes: Sizes) -> Layer:
+def layer(name: str, inputs: int, units: int) -> Layer | None:
+    """Return a scan over a cell for one sequence, under `vmap` over the batch."""
     import equinox as eqx
 
-    kind = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[name]
-    cell = kind(inputs, sizes.H, dtype=jnp.float64, key=jax.random.key(0))
-    params, rest = eqx.partition(cell, eqx.is_array)
+    cells = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
+    if name not in cells:
+        return None
+    cell = cells[name](inputs, units, key=jax.random.key(0))
 
-    def advance(params, state, x):
-        state = eqx.combine(params, rest)(x, state)
+    def filled(params):
+        return eqx.tree_at(lambda c: [getattr(c, k) for k in params], cell, list(params.values()))
+
+    def advance(cell, state, x):
+        state = cell(x, state)
         return state, state[0] if name == "lstm" else state
 
     def run(params, xs, state):
+        own = filled(params)
+
         def sequence(xs, state):
-            return jax.lax.scan(lambda s, x: advance(params, s, x), state, xs)
+            return jax.lax.scan(lambda s, x: advance(own, s, x), state, xs)
 
         return jax.vmap(sequence, in_axes=(1, 0), out_axes=(0, 1))(xs, state)
 
     def step(params, state, x):
-        return jax.vmap(lambda s, x: advance(params, s, x))(state, x)
+        own = filled(params)
+        return jax.vmap(lambda s, x: advance(own, s, x))(state, x)
 
-    h = jnp.zeros((sizes.B, sizes.H))
-    return Layer(params, (h, h) if name == "lstm" else h, run, step)
+    def from_params(params):
+        return arrays(interop.equinox.from_params(params))
+
+    to_gradients = interop.equinox.to_gradients
+    return Layer(from_params, to_gradients, zeros(name, units), run, step, name)
 
 
-ADAPTER = jax_adapter("equinox", "equinox", ("lstm", "gru"), _build)
+ADAPTER = jax_adapter("equinox", "equinox", ("lstm", "gru"), layer)

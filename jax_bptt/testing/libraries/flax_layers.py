@@ -3,29 +3,31 @@
 # The rivals are an optional extra, so that they may be absent where types are checked.
 # pyright: reportMissingImports=false
 
-import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter, zero_beyond
+from jax_bptt import interop
+from jax_bptt.testing.libraries.layers import (
+    Layer,
+    arrays,
+    jax_adapter,
+    without_b_n,
+    zero_beyond,
+    zeros,
+)
 
 CELLS = ("lstm", "gru", "elman")
 
 
-def _zeros(name: str, sizes: Sizes) -> Any:
-    h = jnp.zeros((sizes.B, sizes.H))
-    return (h, h) if name == "lstm" else h
-
-
-def _linen(name: str, inputs: int, sizes: Sizes) -> Layer:
+def _linen(name: str, inputs: int, units: int) -> Layer | None:
     import flax.linen as nn
 
+    if name not in CELLS:
+        return None
     cells = {"elman": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
-    cell = cells[name](sizes.H, param_dtype=jnp.float64)
+    cell = cells[name](units)
     rnn = nn.RNN(cell, time_major=True, return_carry=True)
-    xs, state = jnp.ones((sizes.T, sizes.B, inputs)), _zeros(name, sizes)
 
     def run(params, xs, state, lengths=None):
         # Outputs beyond the length "are NOT zeroed out", its documentation says; users do.
@@ -35,23 +37,34 @@ def _linen(name: str, inputs: int, sizes: Sizes) -> Layer:
     def step(params, state, x):
         return cell.apply({"params": params["params"]["cell"]}, state, x)
 
-    return Layer(rnn.init(jax.random.key(0), xs), state, run, step)
+    def from_params(params):
+        return {"params": {"cell": arrays(interop.flax.from_params(params))}}
+
+    def to_gradients(d_params):
+        return interop.flax.to_gradients(d_params["params"]["cell"])
+
+    return Layer(from_params, to_gradients, zeros(name, units), run, step, name)
 
 
-def _nnx(name: str, inputs: int, sizes: Sizes) -> Layer:
+def _nnx(name: str, inputs: int, units: int) -> Layer | None:
     from flax import nnx
 
+    if name not in CELLS:
+        return None
     cells = {"elman": nnx.SimpleCell, "gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
-    # Of these cells SimpleCell alone would otherwise compute in float32, whatever it is given.
-    cell = cells[name](inputs, sizes.H, dtype=None, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    # SimpleCell would otherwise compute in float32 whatever it is given. Its weights are replaced,
+    # and an orthogonal matrix takes long to draw.
+    settings: dict[str, Any] = {
+        "dtype": None,
+        "recurrent_kernel_init": nnx.initializers.zeros_init(),
+    }
+    cell = cells[name](inputs, units, rngs=nnx.Rngs(0), **settings)
     rnn = nnx.RNN(cell, time_major=True, return_carry=True)
     graph, own, rest = nnx.split(rnn, nnx.Param, ...)
-    named, layout = jax.tree_util.tree_flatten_with_path(own)
-    names = [_dotted(path) for path, _ in named]
+    layout = jax.tree.structure(own)
 
     def layer(params):
-        leaves = [params[name] for name in names]
-        return nnx.merge(graph, jax.tree.unflatten(layout, leaves), rest)
+        return nnx.merge(graph, jax.tree.unflatten(layout, jax.tree.leaves(params)), rest)
 
     def run(params, xs, state, lengths=None):
         last, ys = layer(params)(xs, initial_carry=state, seq_lengths=lengths)
@@ -60,13 +73,14 @@ def _nnx(name: str, inputs: int, sizes: Sizes) -> Layer:
     def step(params, state, x):
         return layer(params).cell(state, x)
 
-    leaves = [leaf for _, leaf in named]
-    return Layer(dict(zip(names, leaves, strict=True)), _zeros(name, sizes), run, step)
+    def from_params(params):
+        tree = interop.nnx.from_params(params)
+        return arrays(interop.nnx.to_optimized_lstm(tree) if name == "lstm" else tree)
 
+    def to_gradients(d_params):
+        return without_b_n(interop.nnx.to_gradients(d_params))
 
-def _dotted(path: Any) -> str:
-    """Return cell.dense_h.bias for the path of a parameter; some versions append a .value."""
-    return ".".join(re.findall(r"\w+", jax.tree_util.keystr(path).removesuffix(".value")))
+    return Layer(from_params, to_gradients, zeros(name, units), run, step, name)
 
 
 LINEN = jax_adapter("flax", "flax.linen", CELLS, _linen, supports={"lengths"})

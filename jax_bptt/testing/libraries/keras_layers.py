@@ -13,27 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.testing.libraries.layers import Layer, Sizes, jax_adapter
+from jax_bptt import interop
+from jax_bptt.testing.libraries.layers import Layer, arrays, jax_adapter, zeros
 
 # Keras reads its backend when it is imported; a user's own choice is left alone.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 
-def _build(name: str, inputs: int, sizes: Sizes) -> Layer:
+def _layer(name: str, inputs: int, units: int) -> Layer | None:
     import keras
 
     kinds = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "elman": keras.layers.SimpleRNN}
+    if name not in kinds:
+        return None
 
     def built(dtype):
         settings = dict(return_sequences=True, return_state=True, zero_output_for_mask=True)
-        layer = kinds[name](sizes.H, dtype=dtype, **settings)
-        layer.build((sizes.B, sizes.T, inputs))
+        layer = kinds[name](units, dtype=dtype, **settings)
+        layer.build((None, None, inputs))
         return layer
 
     # A Keras layer casts what it is given to a dtype of its own.
     layers = {np.dtype(dtype): built(dtype) for dtype in ("float32", "float64")}
-    variables = layers[np.dtype("float64")].trainable_variables
-    names = [variable.name for variable in variables]
+    names = [variable.name for variable in layers[np.dtype("float64")].trainable_variables]
 
     def call(part, params, *arguments, **options):
         own = [params[name] for name in names]
@@ -56,11 +58,18 @@ def _build(name: str, inputs: int, sizes: Sizes) -> Layer:
         y, new = call(layers[x.dtype].cell, params, x, list(state))
         return tuple(jax.tree.leaves(new)), y
 
-    params = dict(zip(names, (variable.value for variable in variables), strict=True))
-    h = jnp.zeros((sizes.B, sizes.H))
-    return Layer(params, (h, h) if name == "lstm" else (h,), run, step)
+    def start(params, batch):
+        return tuple(jax.tree.leaves(zeros(name, units)(params, batch)))
+
+    def from_params(params):
+        return dict(zip(names, arrays(interop.keras.from_params(params)), strict=True))
+
+    def to_gradients(d_params):
+        return interop.keras.to_gradients([d_params[name] for name in names])
+
+    return Layer(from_params, to_gradients, start, run, step, name)
 
 
 ADAPTER = jax_adapter(
-    "keras", "keras", ("lstm", "gru", "elman"), _build, supports={"lengths", "mask"}
+    "keras", "keras", ("lstm", "gru", "elman"), _layer, supports={"lengths", "mask"}
 )

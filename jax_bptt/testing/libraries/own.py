@@ -1,33 +1,38 @@
 """This library, by the constructors that its users call."""
 
-import functools
+from typing import Any
 
-import jax
+import jax.numpy as jnp
 
 import jax_bptt as jb
-from jax_bptt.testing.libraries.layers import Adapter, Layer, Sizes, jax_adapter
-
-CELLS = {
-    "lstm": jb.lstm,
-    "gru": jb.gru,
-    "gru_reset_before": jb.gru_reset_before,
-    "elman": jb.elman,
-}
+from jax_bptt.testing.libraries.layers import CELLS, Adapter, Layer, jax_adapter
 
 
-def _build(name: str, inputs: int, sizes: Sizes) -> Layer:
+def layer_of(cell: jb.Cell, equations: str) -> Layer:
     """Return a layer whose single step is made of the cell's functions, without `unroll`."""
-    sized = _counter if name == "counter" else CELLS[name]
-    cell = sized(input_size=inputs, hidden_size=sizes.H)
-    params = cell.init(jax.random.key(0))
+
+    def run(params, xs, state, **options):
+        return jb.unroll(cell, params, xs, state, **options)
 
     def step(params, state, x):
         weights = cell.prepare(params)
         state = cell.step(weights, state, cell.project(weights, x))
         return state, cell.readout(weights, state)
 
-    run = functools.partial(jb.unroll, cell)
-    return Layer(params, cell.initial_state(params, (sizes.B,)), run, step)
+    def start(params, batch):
+        return cell.initial_state(params, (batch,))
+
+    return Layer(_same, _same, start, run, step, equations)
+
+
+def _same(params: Any) -> Any:
+    return params
+
+
+def _layer(name: str, inputs: int, units: int) -> Layer:
+    if name == "counter":
+        return layer_of(_counter(input_size=inputs, hidden_size=units), "gru")
+    return layer_of(CELLS[name](input_size=inputs, hidden_size=units), name)
 
 
 def _counter(*, input_size: int, hidden_size: int) -> jb.Cell:
@@ -39,8 +44,7 @@ def _counter(*, input_size: int, hidden_size: int) -> jb.Cell:
         return gru.step(weights, hidden, drive), count + 1
 
     def initial_state(params, batch_shape):
-        hidden = gru.initial_state(params, batch_shape)
-        return hidden, jax.numpy.zeros(batch_shape, int)
+        return gru.initial_state(params, batch_shape), jnp.zeros(batch_shape, int)
 
     return gru._replace(
         step=step,
@@ -53,6 +57,6 @@ ADAPTER: Adapter = jax_adapter(
     "jax_bptt",
     "jax_bptt",
     ("counter", *CELLS),
-    _build,
+    _layer,
     supports={"lengths", "resets", "mask", "reset_state"},
 )

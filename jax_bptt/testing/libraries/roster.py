@@ -2,6 +2,8 @@
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
 import jax
@@ -31,12 +33,19 @@ ADAPTERS: dict[str, Adapter] = {
 """The libraries by the names that the command's user knows them by."""
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore warnings: what a library deprecates is not for us to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def absence(name: str) -> str | None:
     """Import a library; return why it cannot take part, or None if it can."""
     adapter = ADAPTERS[name]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a library deprecates is not for us to mend
+        with undisturbed():
             importlib.import_module(adapter.module)
     except ModuleNotFoundError:
         return f"not installed (pip install {adapter.package})"

@@ -5,7 +5,7 @@
 
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -31,12 +31,18 @@ def _numpy(tree: Any) -> Any:
     return jax.tree.map(lambda t: t.detach().numpy(), tree)
 
 
-def _module(kind: str, inputs: int, units: int, layers: int, params: dict[str, Any]) -> Any:
-    """Return the module with parameters of the given values and dtype."""
+def module(kind: str, inputs: int, units: int, layers: int = 1) -> Any:
+    """Return a module of PyTorch's own parameters."""
     import torch
 
     kinds = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-    module = kinds[kind](inputs, units, num_layers=layers)
+    return kinds[kind](inputs, units, num_layers=layers)
+
+
+def filled(module: Any, params: Mapping[str, Any]) -> Any:
+    """Return a module with parameters of the given values, and of their dtype."""
+    import torch
+
     for name, value in params.items():
         setattr(module, name, torch.nn.Parameter(_tensor(value).clone()))
     return module
@@ -65,23 +71,23 @@ def _subject(kind: str, sizes: Sizes, layers: int, name: str) -> Subject:
 
     def leaves_of(params, xs, state, wrt):
         """Return the outputs as a function of tensors, and those tensors, by argument."""
-        module = _module(kind, sizes.I, sizes.H, layers, params)
-        own = {k: getattr(module, k) for k in params}
+        made = filled(module(kind, sizes.I, sizes.H, layers), params)
+        own = {k: getattr(made, k) for k in params}
         xs, state = jax.tree.map(lambda a: _tensor(a).clone(), (xs, state))
         arguments = own, xs, state
         for argument, part in zip(ALL, arguments, strict=True):
             for leaf in jax.tree.leaves(part):
                 leaf.requires_grad_(argument in wrt)
-        return module, arguments
+        return made, arguments
 
     def forward(params, xs, state, lengths=None):
         with torch.no_grad():
-            module, (_, xs, state) = leaves_of(params, xs, state, ())
-            return _numpy(_run(module, xs, state, lengths))
+            made, (_, xs, state) = leaves_of(params, xs, state, ())
+            return _numpy(_run(made, xs, state, lengths))
 
     def differentiated(params, xs, state, cotangents, directions, wrt, lengths):
-        module, arguments = leaves_of(params, xs, state, wrt)
-        last, ys = _run(module, arguments[1], arguments[2], lengths)
+        made, arguments = leaves_of(params, xs, state, wrt)
+        last, ys = _run(made, arguments[1], arguments[2], lengths)
         named = jax.tree_util.tree_leaves_with_path((last, ys))
         given = dict(jax.tree_util.tree_leaves_with_path(tuple(cotangents)))
         pairs = [(out, _tensor(given[path])) for path, out in named if path in given]
@@ -163,9 +169,9 @@ def _cases(names: Collection[str], sizes: Sizes) -> list[Case]:
     def case(name):
         kind, layers = (CELLS[-1], 3) if name == STACK else (name, 1)
         torch.manual_seed(0)
-        module = _module(kind, sizes.I, sizes.H, layers, {})
+        made = module(kind, sizes.I, sizes.H, layers)
         rng = np.random.default_rng(0)
-        params = {k: p.detach().numpy() for k, p in module.named_parameters()}
+        params = {k: p.detach().numpy() for k, p in made.named_parameters()}
         parts = "hc" if kind == "lstm" else "h"
         state = {k: tuple(np.zeros((sizes.B, sizes.H)) for _ in range(layers)) for k in parts}
         params, state = perturbed(rng, params), perturbed(rng, state)
