@@ -30,7 +30,7 @@ def associative() -> Algorithm:
     [T, B, H] where `bptt` keeps one. Exact.
 
     When to take it: not on a CPU, whose few cores the batch and the units keep busy. On two of them
-    (jax 0.10, loaded machine, `scripts/associative_scan.py`) a gradient took as long as with `bptt`
+    (jax 0.10, loaded machine, `bench.py associative`) a gradient took as long as with `bptt`
     to within a quarter at T = 64, and mostly 1.2 to 8 times as long for T from 512 to 8192, B from
     1 to 32 and H from 64 to 512, in 1.1 to 5 times the memory. It is made for accelerators, where
     each step of a sequential scan waits for a kernel to start; Martin and Cundy report up to nine

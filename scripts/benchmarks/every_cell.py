@@ -1,4 +1,4 @@
-"""The mode `cells`: every cell of the library against `jax.grad` of a scan of its own step."""
+"""The modes `cells` and `associative`: cells of the library against a scan of their own step."""
 
 import time
 from collections.abc import Callable
@@ -18,6 +18,19 @@ from benchmarks.race import Settings
 
 SHAPES = ((512, 16, 64, 64),)
 """Default (T, B, I, H)."""
+
+DIAGONAL_SHAPES = (
+    (64, 1, 64, 64),
+    (64, 32, 64, 64),
+    (512, 1, 64, 64),
+    (512, 1, 512, 512),
+    (512, 32, 64, 64),
+    (512, 32, 512, 512),
+    (8192, 1, 64, 64),
+    (8192, 1, 512, 512),
+    (8192, 32, 64, 64),
+)
+"""Those of the mode `associative`: few sequences of few units, and many of many."""
 
 PIXELS, SIDE = 16, 4
 """Pixels of a square image; a convolution has I / PIXELS channels for it, and H / PIXELS."""

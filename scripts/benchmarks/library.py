@@ -11,7 +11,11 @@ from benchmarks.models import Model, of_layer
 from jax_bptt.testing.libraries import own
 from jax_bptt.testing.libraries.layers import CELLS
 
-ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {"autodiff": jb.autodiff, "bptt": jb.bptt}
+ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {
+    "autodiff": jb.autodiff,
+    "bptt": jb.bptt,
+    "associative": jb.associative,
+}
 """Algorithms by their public names."""
 
 

@@ -50,9 +50,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "--algorithms",
         {
             "type": algorithms,
-            "default": ["bptt"],
             "metavar": "A,A",
-            "help": "of the library; settings as in bptt:block_length=64; default bptt",
+            "help": "of the library; settings as in bptt:block_length=64",
         },
     ),
     "dtype": ("--dtype", {"choices": list(TOLERANCE), "default": "float32"}),

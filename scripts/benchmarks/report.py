@@ -1,5 +1,6 @@
 """Tables for people and for the pages, from the JSON reports of all modes."""
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.data import Row
@@ -11,35 +12,35 @@ MIB = 2**20
 def race_row(row: dict[str, Any]) -> Table:
     """Return the table of one row of a race, a line per competitor."""
     counts, has_floor = row.get("devices"), row.get("floor_s") is not None
-    title = _label(row)
-    header = ["competitor", "ms", "quartiles"]
+    title, columns = _label(row), dict[str, Callable[[dict[str, Any]], str]]()
     if counts:
-        header.insert(1, "devices")
+        columns["devices"] = lambda c: str(c["devices"])
         title += f"   on {' or '.join(map(str, counts))} device{'s' * (counts != [1])}"
+    columns["ms"] = lambda c: _ms(c["seconds"])
+    columns["quartiles"] = lambda c: f"{_ms(c['seconds_q1'])} to {_ms(c['seconds_q3'])}"
     if has_floor:
         gflop, floor = row["flops"] / 1e9, row["floor_s"]
         title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
-        header += ["GFLOP/s", "share of floor", "temp MiB", "resident MiB", "compile s"]
-    header += ["error", "time / own", "note"]
-    return Table(title, header, [_race_line(c, counts, has_floor) for c in row["competitors"]])
+        columns["GFLOP/s"] = lambda c: f"{c['gflops']:.3g}"
+        columns["share of floor"] = lambda c: f"{c['floor_share']:.2f}"
+        columns["resident MiB"] = lambda c: _mib(c["rss_bytes"])
+    if any("temp_bytes" in c for c in row["competitors"]):
+        columns["temp MiB"] = lambda c: _mib(c["temp_bytes"])
+        columns["compile s"] = lambda c: _number(c["compile_s"], ".2f")
+    columns["error"] = lambda c: f"{c['error']:.0e}"
+    columns["time / own"] = lambda c: _number(c["ratio"], ".2f")
+
+    def line(c):
+        if c["refused"] is not None:
+            return [c["name"], *["-"] * len(columns), c["refused"]]
+        return [c["name"], *(column(c) for column in columns.values()), c["note"]]
+
+    return Table(title, ["competitor", *columns, "note"], [line(c) for c in row["competitors"]])
 
 
 def race(report: dict[str, Any]) -> list[Table]:
     """Return the summaries of a race, whose rows are shown as they come."""
     return [ratios(kind, summary) for kind, summary in report["summary"].items()]
-
-
-def _race_line(c, counts, has_floor):
-    if c["refused"] is not None:
-        columns = 4 + bool(counts) + 5 * has_floor
-        return [c["name"], *["-"] * columns, c["refused"]]
-    line = [c["name"], _ms(c["seconds"]), f"{_ms(c['seconds_q1'])} to {_ms(c['seconds_q3'])}"]
-    if counts:
-        line.insert(1, str(c["devices"]))
-    if has_floor:
-        line += [f"{c['gflops']:.3g}", f"{c['floor_share']:.2f}", _mib(c["temp_bytes"])]
-        line += [_mib(c["rss_bytes"]), _number(c["compile_s"], ".2f")]
-    return [*line, f"{c['error']:.0e}", _number(c["ratio"], ".2f"), c["note"]]
 
 
 def ratios(kind: str, summary: dict[str, Any]) -> Table:

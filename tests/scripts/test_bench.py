@@ -128,6 +128,32 @@ def test_every_cell_is_timed(bench, tmp_path, cells):
     assert report["summary"]["all rows"]["plain scan"]["rows"] == len(cells)
 
 
+@pytest.mark.slow
+def test_diagonal_cells_by_the_associative_scan(bench, tmp_path, capsys, monkeypatch):
+    argv = ["associative", "--cells", "min_gru", "--devices", "1"]
+    status, report = run(bench, tmp_path, *argv)
+    entries = timed(report["rows"][0])
+    assert status == 0
+    assert list(entries) == ["jax_bptt bptt", "jax_bptt associative", "plain scan"]
+    for entry in entries.values():
+        assert entry["error"] <= 1e-5 and entry["ratio"] > 0 and entry["temp_bytes"] > 0
+    assert "temp MiB" in capsys.readouterr().out
+
+    exact = jb.associative()
+    assert exact.backward is not None
+    right = exact.backward
+
+    def backward(*args):
+        gradient = right(*args)
+        return gradient._replace(xs=jax.tree.map(lambda d: 1.01 * d, gradient.xs))
+
+    broken = exact._replace(backward=backward)
+    monkeypatch.setitem(part("library").ALGORITHMS, "associative", lambda: broken)
+    status, report = run(bench, tmp_path, *argv)
+    assert status == 1
+    assert "not timed" in timed(report["rows"][0])["jax_bptt associative"]["refused"]
+
+
 def test_the_mode_of_every_cell_has_every_cell(bench):
     def is_cell(make):
         return getattr(make, "__annotations__", {}).get("return") is jb.Cell

@@ -1,0 +1,214 @@
+"""The modes of the benchmark: what each measures by default, and how it runs and shows its rows."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import (
+    accuracy,
+    adaptors,
+    compiling,
+    every_cell,
+    kept,
+    network,
+    plots,
+    race,
+    report,
+    roster,
+    scaling,
+    sequences,
+    sharding,
+    step,
+)
+from benchmarks.data import GATES, GRID, Row
+from benchmarks.options import Shape
+from benchmarks.progress import progress
+from jax_bptt.testing import tables
+from jax_bptt.testing.tables import Table
+
+SCRIPT = Path(__file__).parents[1] / "bench.py"
+SMOKE_SIDE, SIDE = 64, 1024
+
+Report = dict[str, Any]
+
+
+class Mode(NamedTuple):
+    """A mode of the script.
+
+    Attributes:
+      shapes: default (T, B, I, H).
+      run: `(arguments, rows, peers that can be imported) -> report`.
+      tables: the report for a terminal.
+      options: names of the options it takes beside the ones that all take.
+      page: the report for a Markdown file, None where it is that for a terminal.
+      plot: draws the report to a path; None if there is nothing to draw.
+      cells: what `--cells` can name.
+      default_cells: what it names by default.
+      algorithms: of the library, by default.
+    """
+
+    shapes: tuple[Shape, ...]
+    run: Callable[[argparse.Namespace, list[Row], list[str]], Report]
+    tables: Callable[[Report], list[Table]]
+    options: tuple[str, ...]
+    page: Callable[[Report], list[Table]] | None = None
+    plot: Callable[[Report, Path], None] | None = None
+    cells: tuple[str, ...] = tuple(GATES)
+    default_cells: tuple[str, ...] = ("elman", "gru", "lstm")
+    algorithms: tuple[str, ...] = ("bptt",)
+
+
+def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:
+    side = SMOKE_SIDE if args.smoke else SIDE
+    resident = getattr(args, "rss", False)
+    return race.Settings(args.algorithms, peers, args.rounds, args.devices, resident, side)
+
+
+def _measured(args, rows, measure):
+    """Return the rows, those that are kept as they are, the others by `measure(row, tick)`."""
+    rest = [row for row in rows if row not in args.kept]
+    with progress(len(rest) * args.rounds) as tick:
+        return kept.completed(rows, args.kept, lambda row: measure(row, tick))
+
+
+def _raced(args, rows, measure, own):
+    """Return the report of a race, whose rows are printed as they come."""
+
+    def shown(row, tick):
+        found = measure(row, tick)
+        print("\n" + tables.text(report.race_row(found)), flush=True)
+        return found
+
+    return race.report(_measured(args, rows, shown), own)
+
+
+def _race(args, rows, peers):
+    settings, task = _settings(args, peers), race.TASKS[args.mode]
+    own = roster.own_name(args.algorithms[0])
+    return _raced(args, rows, lambda row, tick: race.run_row(row, task, settings, tick), own)
+
+
+def _cells(args, rows, _):
+    settings, own = _settings(args, []), roster.own_name(args.algorithms[0])
+    return _raced(args, rows, lambda row, tick: every_cell.run_row(row, settings, tick), own)
+
+
+def _step(args, rows, peers):
+    settings = _settings(args, peers)
+    return _raced(args, rows, lambda row, tick: step.run_row(row, settings, tick), roster.OWN)
+
+
+def _adaptors(args, rows, libraries):
+    settings = _settings(args, libraries)
+    found = _measured(args, rows, lambda row, tick: adaptors.run(row, settings, tick))
+    return adaptors.report(found)
+
+
+def _compile(args, rows, _):
+    cells = {row.cell for row in rows}
+    with progress(len(cells) * args.rounds) as tick:
+        return compiling.compile_times(rows, args.algorithms, args.rounds, tick)
+
+
+def _memory(args, rows, _):
+    with progress(len(rows) * (1 + len(args.algorithms))) as tick:
+        return compiling.temporary_memory(rows, args.algorithms, tick)
+
+
+def _accuracy(args, rows, _):
+    with progress(len(rows) * len(accuracy.LIMITS) * len(args.algorithms)) as tick:
+        return accuracy.run(rows, args.algorithms, tick)
+
+
+def _scaling(args, rows, _):
+    points = 2 if args.smoke else None
+    with progress(len(rows) * 3 * (points or 6)) as tick:
+        return scaling.run(rows, args.algorithms, args.rounds, points, tick)
+
+
+def _sequences(args, rows, _):
+    with progress(len(rows) * len(args.algorithms) * args.rounds) as tick:
+        return sequences.run(rows, args.algorithms, args.rounds, tick)
+
+
+def _devices(args, rows, _):
+    if len(args.devices) > 1:
+        sizes = dict.fromkeys(row[1:5] for row in rows)
+        command = [sys.executable, str(SCRIPT), "devices", "--cells", ",".join(args.cells)]
+        command += ["--shapes", ";".join(",".join(map(str, shape)) for shape in sizes)]
+        command += ["--dtype", args.dtype, "--rounds", str(args.rounds)]
+        return sharding.run_in_processes(command, args.devices)
+    with progress(len(rows)) as tick:
+        return sharding.run(rows, args.devices[0], args.rounds, tick)
+
+
+_GRAD = Mode(
+    GRID,
+    _race,
+    report.race,
+    ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot", "add"),
+    page=report.race_readme,
+    plot=plots.race,
+)
+_CELLS = Mode(
+    every_cell.SHAPES,
+    _cells,
+    report.race,
+    ("algorithms", "dtype", "rounds", "devices", "add"),
+    page=report.race_readme,
+    cells=tuple(every_cell.CELLS),
+    default_cells=tuple(every_cell.CELLS),
+)
+MODES = {
+    "grad": _GRAD,
+    "forward": _GRAD,
+    "step": _GRAD._replace(
+        shapes=step.SHAPES, run=_step, options=("dtype", "peers", "rounds", "plot", "add")
+    ),
+    "cells": _CELLS,
+    "associative": _CELLS._replace(
+        shapes=every_cell.DIAGONAL_SHAPES,
+        cells=("min_gru", "min_lstm", "lru"),
+        default_cells=("min_gru", "lru"),
+        algorithms=("bptt", "associative"),
+    ),
+    "compile": Mode(
+        compiling.COMPILE_SHAPES,
+        _compile,
+        report.compile_times,
+        ("algorithms", "dtype", "rounds"),
+        cells=(*GATES, *network.DEPTHS),
+        default_cells=compiling.COMPILE_CELLS,
+    ),
+    "memory": Mode(compiling.MEMORY_SHAPES, _memory, report.memory, ("algorithms", "dtype")),
+    "accuracy": Mode(accuracy.SHAPES, _accuracy, report.accuracy, ("algorithms",)),
+    "scaling": Mode(
+        scaling.SHAPES,
+        _scaling,
+        report.scaling,
+        ("algorithms", "dtype", "rounds", "plot"),
+        plot=plots.scaling,
+    ),
+    "sequences": Mode(
+        sequences.SHAPES, _sequences, report.sequences, ("algorithms", "dtype", "rounds")
+    ),
+    "devices": Mode(
+        sharding.SHAPES,
+        _devices,
+        report.devices,
+        ("dtype", "rounds", "devices"),
+        cells=(*GATES, *network.DEPTHS),
+        default_cells=sharding.CELLS,
+    ),
+    "adaptors": Mode(
+        adaptors.SHAPES,
+        _adaptors,
+        adaptors.tables,
+        ("dtype", "peers", "rounds", "devices", "add"),
+        page=adaptors.readme,
+        cells=adaptors.CELLS,
+        default_cells=adaptors.CELLS,
+    ),
+}
