@@ -16,12 +16,15 @@ Modes (`grad` if none is named):
     devices    the gradient with the batch placed on several devices, by jit against shard_map:
                collectives, rows of the products, time, error; a process for each number of devices
     adaptors   the gradient through the modules for Flax and Equinox, against their own layers
+    compile-for   h200 or v5e: what their compilers make of the library, without such a device
+    accelerator   groups of times on a GPU or a TPU, as scripts/bench_accelerator.py
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
 """
 
 import argparse
+import importlib
 import json
 import shlex
 import sys
@@ -39,6 +42,8 @@ from jax_bptt.testing.arguments import Parser, names
 from jax_bptt.training.devices import cores
 
 SMOKE_SHAPES = ((6, 4, 3, 5),)
+COMMANDS = {"compile-for": "compile_for.command", "accelerator": "bench_accelerator"}
+"""Modules of the modes that race no rows of (T, B, I, H): they have command lines of their own."""
 
 
 class BadArgument(Exception):
@@ -120,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["grad", *argv]
+    if argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     args = parser().parse_args(argv)
     mode = MODES[args.mode]
     if "rounds" in mode.options and args.rounds is None:

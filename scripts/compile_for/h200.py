@@ -1,32 +1,27 @@
-"""Check without a GPU: compile for an H200, and hold what comes out against what is promised.
+"""Compile for an H200 without one, and hold what comes out against what is promised.
 
-    graphs     gradients by the explicit reverse pass, with `jb.gpu_compiler_options()`: one CUDA
-               graph encloses all loops, and no product in a loop over steps is a gradient of
-               weights; those of the plain scan are shown beside them
-    kernels    the kernels of gated cells, of heads and over a cluster, and of diagonal linear
-               recurrences: registers, spills, shared memory, and what a pass through the loop does
-               (a step; of a diagonal one a block of steps), against a budget
-
-The exit status is 1 if a promise is broken, and 2 if something to compile with is missing.
-Nothing is run, so that nothing is said about time.
+graphs     gradients by the explicit reverse pass, with `jb.gpu_compiler_options()`: one CUDA
+graph encloses all loops, and no product in a loop over steps is a gradient of
+weights; those of the plain scan are shown beside them
+kernels    the kernels of gated cells, of heads and over a cluster, and of diagonal linear
+recurrences: registers, spills, shared memory, and what a pass through the loop does
+(a step; of a diagonal one a block of steps), against a budget
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from benchmarks.progress import progress
-from h200 import diagonal, gated, graphs, kernels, target
 
 import jax_bptt as jb
+from compile_for import diagonal, gated, graphs, kernels, target
+from compile_for.found import Found
+from compile_for.sass import Needs
 from jax_bptt.kernels.gpu import mosaic
-from jax_bptt.testing import tables
+from jax_bptt.testing.tables import Table
 
 CELLS: dict[str, Callable[..., jb.Cell]] = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 # What is recomputed is said, since by default the device at hand decides.
@@ -34,7 +29,7 @@ ALGORITHMS = {"bptt": jb.bptt(recompute=True), "autodiff": jb.autodiff()}
 DTYPES = ("float32", "bfloat16")
 PARTS = ("graphs", "kernels")
 MODE = "cuda"
-"""Name of the README's table."""
+"""Name of the page's table."""
 FAMILIES = (gated, diagonal)
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
 
@@ -70,7 +65,7 @@ def check_kernels(device: target.Target, tick: Callable[[], Any]) -> list[dict[s
     return found
 
 
-def graph_table(rows: list[dict[str, Any]]) -> tables.Table:
+def graph_table(rows: list[dict[str, Any]]) -> Table:
     """Return the table of the gradients."""
 
     def per_step(row):
@@ -90,12 +85,12 @@ def graph_table(rows: list[dict[str, Any]]) -> tables.Table:
     ]
     sizes = f"T={graphs.STEPS} B={graphs.BATCH} I=H={graphs.UNITS}"
     title = f"Gradients with gpu_compiler_options(), {sizes}; launches of body + condition, "
-    return tables.Table(title + "forward, reverse", header, lines)
+    return Table(title + "forward, reverse", header, lines)
 
 
-def kernel_table(rows: list[dict[str, Any]]) -> tables.Table:
+def kernel_table(rows: list[dict[str, Any]]) -> Table:
     """Return the table of the kernels: what each needs, and its budget where it has one."""
-    columns = kernels.Measured._fields
+    columns = Needs._fields
 
     def entry(row, name):
         most = row["budget"].get(name)  # None where any number will do
@@ -106,11 +101,11 @@ def kernel_table(rows: list[dict[str, Any]]) -> tables.Table:
         for row in rows
     ]
     header = ["kernel", *(name.replace("_", " ") for name in columns)]
-    return tables.Table("Fused kernels, found / allowed", header, lines)
+    return Table("Fused kernels, found / allowed", header, lines)
 
 
-def readme_table(rows: list[dict[str, Any]]) -> tables.Table:
-    """Return the README's table: kernels of gated cells without flags, a line for a pair."""
+def page_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the page's table: kernels of gated cells without flags, a line for a pair."""
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if not row.get("flags", True) and row["size"] != 384:
@@ -132,14 +127,16 @@ def readme_table(rows: list[dict[str, Any]]) -> tables.Table:
         for name, pair in pairs.items()
     ]
     header = ["kernel", "registers", "spilled bytes", "shared KiB", "instructions of a step"]
-    return tables.Table("", [*header, "barriers of a block", "of a cluster"], lines)
+    return Table("", [*header, "barriers of a block", "of a cluster"], lines)
 
 
 CHECKS = {"graphs": (check_graphs, graph_table), "kernels": (check_kernels, kernel_table)}
 
 
-def obstacle() -> str | None:
+def obstacle(args: argparse.Namespace) -> str | None:
     """Return what is missing to compile, and how to get it; None if nothing."""
+    if args.markdown is not None and "kernels" not in args.parts:
+        return "--markdown takes the kernels"
     if missing := target.missing():
         return f"{', '.join(missing)} not installed; {target.INSTALL}"
     return mosaic.available()
@@ -150,55 +147,32 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="compile_cuda.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="both")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="kernels, between the markers of a page"
-    )
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args = make_parser().parse_args(argv)
-    if args.markdown is not None:
-        reason = tables.unwritable(args.markdown, MODE)
-        if reason or "kernels" not in args.parts:
-            print(f"compile_cuda: {reason or '--markdown takes the kernels'}", file=sys.stderr)
-            return 2
-    if reason := obstacle():
-        print(f"compile_cuda: {reason}", file=sys.stderr)
-        return 2
-    # No GPU is looked for: what is compiled for is described, not there.
-    jax.config.update("jax_platforms", "cpu")
-    document: dict[str, Any] = {"schema": 1, "target": "NVIDIA H200", "versions": versions()}
+def check(args: argparse.Namespace) -> Found:
+    """Compile and read."""
     device = target.h200()
+    document: dict[str, Any] = {"schema": 1, "target": "NVIDIA H200", "versions": versions()}
     pairs = sum(len(family.KERNELS) for family in FAMILIES)
     total = {"graphs": 2 * len(CELLS) * len(DTYPES), "kernels": pairs}
     with progress(sum(total[part] for part in args.parts), "kernel") as tick:
         for part in args.parts:
-            check, _ = CHECKS[part]
-            document[part] = check(device, tick)
-    broken = []
-    for part in args.parts:
-        print(tables.text(CHECKS[part][1](document[part])) + "\n")
-        broken += [f"{part}: {name(row)}: {why}" for row in document[part] for why in row["broken"]]
-    by = "compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items())
-    print(by)
-    print("\n".join(broken) or "all promises are kept")
-    if args.markdown is not None:
-        caption = f"{by}  \n`python scripts/compile_cuda.py --markdown docs/benchmarks.md`"
-        tables.write_markdown(args.markdown, MODE, [readme_table(document["kernels"])], caption)
-    if args.json is not None:
-        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 1 if broken else 0
+            document[part] = CHECKS[part][0](device, tick)
+    return Found(
+        document,
+        [CHECKS[part][1](document[part]) for part in args.parts],
+        [page_table(document.get("kernels", []))],
+        "compiled for an NVIDIA H200 by " + ", ".join(f"{k} {v}" for k, v in versions().items()),
+        [
+            f"{part}: {name(row)}: {why}"
+            for part in args.parts
+            for row in document[part]
+            for why in row["broken"]
+        ],
+    )
 
 
 def name(row: dict[str, Any]) -> str:
@@ -206,7 +180,3 @@ def name(row: dict[str, Any]) -> str:
     if "direction" in row:
         return f"{row['name']} {row['direction']}"
     return f"{row['cell']} {row['dtype']} {row['algorithm']}()"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

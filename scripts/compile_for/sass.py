@@ -128,36 +128,42 @@ def main_loop(code: list[Instruction]) -> list[Instruction]:
     return [code[k] for k in sorted(every[start] - inner)]
 
 
-class Pass(NamedTuple):
-    """What one pass through a loop does, per warp.
+class Needs(NamedTuple):
+    """The needs of a kernel, or the most that it may need: then None stands for any number.
 
     Attributes:
-      instructions: all of them.
-      barriers: at which the warpgroups of a block meet.
-      cluster: barriers at which those of a cluster meet.
+      registers: of a thread.
+      shared_bytes: shared memory of a block.
+      spilled_bytes: local memory of a thread, for registers that it had too few of.
+      instructions: those of a pass through the loop, per warp; and likewise
+      barriers: at which the warpgroups of a block meet,
+      cluster: barriers at which those of a cluster meet,
       fences: between accesses of threads to shared memory and asynchronous copies, each with the
-        barrier of its warpgroup.
-      sent: stores into the shared memory of blocks of a cluster.
-      releases: fences that the whole GPU sees, one before each announcement of what is sent.
-      ring: waits for what is copied from global memory, or sent.
-      hmma: products on the tensor cores.
-      mufu: transcendental functions, square roots and reciprocals.
+        barrier of its warpgroup,
+      sent: stores into the shared memory of blocks of a cluster,
+      releases: fences that the whole GPU sees, one before each announcement of what is sent,
+      ring: waits for what is copied from global memory, or sent,
+      hmma: products on the tensor cores,
+      mufu: transcendental functions, square roots and reciprocals,
       calls: of subroutines, whose instructions are not counted.
     """
 
-    instructions: int
-    barriers: int
-    cluster: int
-    fences: int
-    sent: int
-    releases: int
-    ring: int
-    hmma: int
-    mufu: int
-    calls: int
+    registers: int = 0
+    shared_bytes: int = 0
+    spilled_bytes: int = 0
+    instructions: int | None = None
+    barriers: int = 0
+    cluster: int = 0
+    fences: int = 0
+    sent: int = 0
+    releases: int = 0
+    ring: int = 0
+    hmma: int = 0
+    mufu: int = 0
+    calls: int = 0
 
 
-def summary(body: list[Instruction]) -> Pass:
+def summary(body: list[Instruction]) -> Needs:
     """Count what a pass does.
 
     A thread arrives at a barrier in shared memory by an arrival of one (`A1T0`); who fetches says
@@ -167,7 +173,7 @@ def summary(body: list[Instruction]) -> Pass:
     arrivals = [i for i in body if i.name.startswith("SYNCS.ARRIVE") and ".A1T0" in i.name]
     waits = sum(i.name.startswith("SYNCS.PHASECHK") for i in body)
     cluster = sum(".RED" in i.name for i in arrivals)
-    return Pass(
+    return Needs(
         instructions=len(body),
         barriers=len(arrivals) - cluster + _met(body),
         cluster=cluster,

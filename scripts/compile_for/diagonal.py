@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from h200 import kernels
-from h200.target import Target
+from compile_for import kernels
+from compile_for.sass import Needs
+from compile_for.target import Target
 
 STEPS, LANES = 1024, (64, 512)
 """T, and B and H; none of them changes a kernel but by its loop count and grid."""
@@ -39,7 +40,7 @@ REGISTERS = {
 KERNELS = tuple(REGISTERS)
 
 
-def budget(kernel: Kernel, direction: str) -> kernels.Budget:
+def budget(kernel: Kernel, direction: str) -> Needs:
     """Return what a kernel may need.
 
     A pass through its loop takes a block of steps: one wait for what was fetched of it, one fence
@@ -47,7 +48,7 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     """
     from jax_bptt.kernels.gpu import diagonal
 
-    return kernels.Budget(
+    return Needs(
         registers=REGISTERS[kernel][direction == "reverse"],
         shared_bytes=diagonal.DEPTH * diagonal.SLOT,
         fences=1,
@@ -55,7 +56,7 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     )
 
 
-def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
+def compiled(kernel: Kernel, target: Target) -> dict[str, Needs]:
     """Compile both kernels of a pair; return what each needs, by "forward" and "reverse"."""
     from jax_bptt.kernels.gpu import diagonal
 

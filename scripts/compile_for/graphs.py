@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from benchmarks import hlo
 
 import jax_bptt as jb
-from h200.target import Target
+from compile_for.target import Target
 
 STEPS, BATCH, UNITS = 1024, 64, 512
 """T, B and H = I; no two axes are of one length but the last two, and no product of some is B."""

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 import jax_bptt as jb
-from h200 import kernels
-from h200.target import Target
+from compile_for import kernels
+from compile_for.sass import Needs
+from compile_for.target import Target
 from jax_bptt.kernels.form import normal_form, stack_gates
 from jax_bptt.kernels.gpu import cluster, heads
 from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
@@ -83,7 +84,7 @@ LENGTH = {"lstm": (490, 420), "gru": (335, 365)}
 forward step takes a third more with the transcendental functions of NVIDIA's library."""
 
 
-def budget(kernel: Kernel, direction: str) -> kernels.Budget:
+def budget(kernel: Kernel, direction: str) -> Needs:
     """Return what a kernel may need: what its design says, and what an SM of an H200 has.
 
     - A warp has 16 rows of 8 units, four values a thread. The forward kernel does what `MUFU` says
@@ -109,11 +110,11 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
         shared = CLUSTER[kernel.cell, kernel.size][reverse]
         blocks = cluster.blocks_of(kernel.size) or 0
         passing = {"sent": 2 * blocks, "releases": blocks, "cluster": reverse}
-        return kernels.Budget(255, shared, barriers=1, fences=1, ring=2, **passing, **counts)
+        return Needs(255, shared, barriers=1, fences=1, ring=2, **passing, **counts)
     wide = kernel.dtype == "float32" or kernel.flags
     two_blocks = kernel.size == 64 and not wide
     length = None if wide else LENGTH[kernel.cell][int(direction == "reverse")]
-    return kernels.Budget(
+    return Needs(
         registers=255 if kernel.size == 64 and wide else 128,
         shared_bytes=SHARED // 2 if two_blocks else SHARED,
         # Known, and no more than a few registers: an LSTM's four matrices of 128 units fill them.
@@ -126,7 +127,7 @@ def budget(kernel: Kernel, direction: str) -> kernels.Budget:
     )
 
 
-def compiled(kernel: Kernel, target: Target) -> dict[str, kernels.Measured]:
+def compiled(kernel: Kernel, target: Target) -> dict[str, Needs]:
     """Compile both kernels of a pair; return what each needs, by "forward" and "reverse".
 
     Raises:

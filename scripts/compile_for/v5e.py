@@ -1,4 +1,4 @@
-"""Compile the TPU kernels for a v5e without one, and count what a step takes.
+"""Compile for a TPU v5e without one, and count what a step takes.
 
 The compiler for TPUs is a package, `libtpu`, that needs no TPU. It packs instructions into bundles,
 one of which is issued at each cycle; the bundles in the loop over the steps of a block are the
@@ -6,17 +6,14 @@ cycles of a step if nothing waits, and those around it are spent once a block. T
 beside the least that the matrix units allow: four units of 128 x 128 multiply 65536 pairs of
 numbers a cycle, 197 TFLOP/s at 1.5 GHz. Where bundles are fewer, the units make them wait. The time
 that HBM takes for what moves at each step, at 819 GB/s, is printed as well: a step takes the
-largest of the three. Nothing is run, so that nothing is timed.
+largest of the three.
 """
 
 import argparse
 import importlib.util
 import os
 import re
-import shlex
-import sys
 import tempfile
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +24,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_bptt as jb
+from compile_for.found import Found
 from jax_bptt.kernels.form import Form, normal_form, stack_gates
 from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
 from jax_bptt.kernels.tpu import resident
-from jax_bptt.testing import tables
+from jax_bptt.testing.tables import Table
 
 TOPOLOGY = "v5e:2x2"
 PAIRS = 4 * 128 * 128
@@ -40,7 +38,7 @@ STEPS = 1024
 """T. Results of a short sequence are left in VMEM, which takes a kernel other instructions."""
 
 MODE = "tpu"
-"""Name of the README's table."""
+"""Name of the page's table."""
 
 CELLS = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 
@@ -82,10 +80,10 @@ class Line(NamedTuple):
         return self.bundles / self.floor
 
 
-def missing() -> str | None:
+def obstacle(args: argparse.Namespace) -> str | None:
     """Return what is not installed that this needs, None if nothing."""
     if importlib.util.find_spec("libtpu") is None:
-        return "compile_tpu needs the TPU's compiler: pip install libtpu (no TPU is needed)"
+        return "the TPU's compiler is not installed: pip install libtpu (no TPU is needed)"
     return None
 
 
@@ -123,7 +121,7 @@ def compiled(target: Target, function: Any, *arguments: Any) -> tuple[int, int]:
     listings = [f.read_text() for f in written if re.search(r"\d-final_bundles", f.name)]
     found = [loops for loops in map(bundles, listings) if loops is not None]
     if len(found) != 1:
-        raise SystemExit(f"compile_tpu: {len(found)} kernels in what the compiler wrote, not one")
+        raise ValueError(f"{len(found)} kernels in what the compiler wrote, and not one")
     return found[0]
 
 
@@ -193,48 +191,36 @@ def measure(target: Target, cell: jb.Cell, batch: int) -> list[Line]:
     ]
 
 
-def title(options: argparse.Namespace) -> str:
-    """Return what all kernels have in common, and what compiles them."""
-    versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
-    return f"{options.cell}, {options.dtype}, B = {options.batch}, {TOPOLOGY}, {versions}"
-
-
-def table(target: Target, options: argparse.Namespace) -> list[Line]:
-    """Print a line for each kernel and size, and return them."""
-    lines = []
-    print(title(options))
-    print("   H  kernel   bundles  a block  floor  ratio  us/step  HBM us")
-    for units in options.units:
-        cell = CELLS[options.cell](
-            input_size=units, hidden_size=units, dtype=getattr(jnp, options.dtype)
-        )
-        if options.heads > 1:
-            cell = jb.multi_head(cell, heads=options.heads)
-        for line in measure(target, cell, options.batch):
-            seconds = max(line.bundles, line.floor) / HERTZ
-            lines.append(line)
-            print(
-                f"{units:4}  {line.name}  {line.bundles:8}  {line.around:7}  {line.floor:5.0f}  "
-                f"{line.ratio:5.2f}  {1e6 * seconds:7.2f}  "
-                f"{1e6 * line.moved / BYTES_PER_SECOND:6.2f}",
-                flush=True,
-            )
-    return lines
-
-
-def readme_table(lines: list[Line]) -> tables.Table:
-    """Return the README's table."""
-    header = ["H", "kernel", "bundles of a step", "floor of the matrix units", "ratio"]
+def table(lines: list[Line]) -> Table:
+    """Return the table for a terminal, a line for each kernel and size."""
+    header = ["H", "kernel", "bundles", "a block", "floor", "ratio", "us/step", "HBM us"]
     cells = [
-        [str(line.units), line.name, str(line.bundles), f"{line.floor:.0f}", f"{line.ratio:.2f}"]
+        [
+            *page_line(line)[:3],
+            str(line.around),
+            *page_line(line)[3:],
+            f"{1e6 * max(line.bundles, line.floor) / HERTZ:.2f}",
+            f"{1e6 * line.moved / BYTES_PER_SECOND:.2f}",
+        ]
         for line in lines
     ]
-    return tables.Table("", header, cells)
+    return Table("", header, cells)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def page_line(line: Line) -> list[str]:
+    """Return the cells of a kernel in the page's table."""
+    floor, ratio = f"{line.floor:.0f}", f"{line.ratio:.2f}"
+    return [str(line.units), line.name, str(line.bundles), floor, ratio]
+
+
+def page_table(lines: list[Line]) -> Table:
+    """Return the page's table."""
+    header = ["H", "kernel", "bundles of a step", "floor of the matrix units", "ratio"]
+    return Table("", header, [page_line(line) for line in lines])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
     parser.add_argument("--units", type=int, nargs="+", default=[512, 1024, 2048], help="H")
     parser.add_argument("--batch", type=int, default=64, help="B")
     parser.add_argument("--heads", type=int, default=1, help="N")
@@ -242,32 +228,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--budget", type=float, help="fail where a ratio is larger")
     parser.add_argument("--keep", type=Path, help="folder for the compiler's listings")
-    parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="between the markers of a page"
-    )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(arguments)
-    if options.markdown is not None and (reason := tables.unwritable(options.markdown, MODE)):
-        print(f"compile_tpu: {reason}", file=sys.stderr)
-        return 1
-    if reason := missing():
-        print(reason, file=sys.stderr)
-        return 1
-    jax.config.update("jax_platforms", "cpu")
+
+
+def check(args: argparse.Namespace) -> Found:
+    """Compile and count."""
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
-        dump = options.keep or Path(folder)
+        dump = args.keep or Path(folder)
         dump.mkdir(parents=True, exist_ok=True)
-        lines = table(target(dump), options)
-    if options.markdown is not None:
-        command = shlex.join(["python", "scripts/compile_tpu.py", *arguments])
-        caption = f"{title(options)}  \n`{command}`"
-        tables.write_markdown(options.markdown, MODE, [readme_table(lines)], caption)
-    largest = max(line.ratio for line in lines)
-    if options.budget is not None and largest > options.budget:
-        print(f"compile_tpu: {largest:.2f} x the floor is over the budget", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        device = target(dump)
+        for units in args.units:
+            dtype = jnp.dtype(args.dtype)
+            cell = CELLS[args.cell](input_size=units, hidden_size=units, dtype=dtype)
+            if args.heads > 1:
+                cell = jb.multi_head(cell, heads=args.heads)
+            lines += measure(device, cell, args.batch)
+    versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
+    most = float("inf") if args.budget is None else args.budget
+    return Found(
+        {"schema": 1, "target": TOPOLOGY, "kernels": [line._asdict() for line in lines]},
+        [table(lines)],
+        [page_table(lines)],
+        f"{args.cell}, {args.dtype}, B = {args.batch}, {TOPOLOGY}, {versions}",
+        [
+            f"H={line.units} {line.name}: {line.ratio:.2f} x the floor is over the budget"
+            for line in lines
+            if line.ratio > most
+        ],
+    )

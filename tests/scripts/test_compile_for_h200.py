@@ -13,12 +13,16 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 @pytest.fixture(scope="module")
 def script():
     sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("compile_cuda")
+    yield importlib.import_module("compile_for.h200")
     sys.path.remove(str(SCRIPTS))
 
 
+def main(*argv):
+    return part("command").main(["h200", *argv])
+
+
 def part(name):
-    return importlib.import_module(f"h200.{name}")
+    return importlib.import_module(f"compile_for.{name}")
 
 
 SEQUENCE = """\
@@ -145,7 +149,7 @@ def test_a_pass_through_the_loop(script):
     code = sass.parse(CODE)
     assert len(code) == 27
     assert {len(body) for body in sass.loops(code).values()} == {1, 2, 18}
-    assert sass.summary(sass.main_loop(code)) == sass.Pass(
+    assert sass.summary(sass.main_loop(code)) == sass.Needs(
         instructions=14,
         barriers=1,
         cluster=0,
@@ -180,8 +184,8 @@ def test_a_pass_through_the_loop(script):
 def test_one_more_is_over_the_budget(script, line, field):
     kernels = part("kernels")
     before = kernels.measured(ASSEMBLER, RESOURCES, CODE)
-    most = {name: getattr(before, name) for name in kernels.Budget._fields}
-    budget = kernels.Budget(**most)
+    most = {name: getattr(before, name) for name in kernels.Needs._fields}
+    budget = kernels.Needs(**most)
     assert kernels.exceeded(before, budget) == []
     (why,) = kernels.exceeded(before._replace(instructions=15), budget)
     assert why == "instructions 15 > 14"
@@ -244,7 +248,8 @@ def compiled(script, monkeypatch):
     kernel = kernels.measured(ASSEMBLER, RESOURCES, CODE)._replace(
         registers=32, shared_bytes=16384, spilled_bytes=0, barriers=0, hmma=0, mufu=0
     )
-    monkeypatch.setattr(script, "obstacle", lambda: None)
+    monkeypatch.setattr(part("target"), "missing", list)
+    monkeypatch.setattr(script.mosaic, "available", lambda: None)
     monkeypatch.setattr(script, "versions", lambda: {"jax": "1"})
     monkeypatch.setattr(part("target"), "h200", lambda: None)
     monkeypatch.setattr(graphs, "compiled", lambda *args: good)
@@ -256,7 +261,7 @@ def compiled(script, monkeypatch):
 def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsys):
     good, kernel = compiled
     path = tmp_path / "report.json"
-    assert script.main(["--json", str(path)]) == 0
+    assert main("--json", str(path)) == 0
     printed = capsys.readouterr().out
     assert "lstm float32 bptt()" in printed and "all promises are kept" in printed
     document = json.loads(path.read_text())
@@ -267,7 +272,7 @@ def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsy
     monkeypatch.setattr(part("graphs"), "compiled", lambda *args: bad)
     spilled = kernel._replace(spilled_bytes=100)
     monkeypatch.setattr(part("gated"), "compiled", lambda *args: {"reverse": spilled})
-    assert script.main([]) == 1
+    assert main() == 1
     printed = capsys.readouterr().out
     assert "graphs: lstm float32 bptt(): no CUDA graph encloses all loops" in printed
     assert "autodiff(): no CUDA graph" not in printed
@@ -277,21 +282,22 @@ def test_kept_and_broken_promises(script, compiled, monkeypatch, tmp_path, capsy
 def test_the_table_of_the_readme(script, compiled, tmp_path, capsys):
     readme = tmp_path / "README.md"
     command = ["--parts", "kernels", "--markdown", str(readme)]
-    assert script.main(command) == 2
+    assert main(*command) == 2
     assert "has no lines <!-- bench cuda -->" in capsys.readouterr().err
     readme.write_text("before\n<!-- bench cuda -->\n<!-- end of bench cuda -->\nafter\n")
-    assert script.main(command) == 0
+    assert main(*command) == 0
     written = readme.read_text()
     assert written.startswith("before\n") and written.endswith("after\n")
     assert "| lstm D=64 bfloat16 | 32 | 0 | 16 | 14 | 0 | 0 |" in written
     assert "flags" not in written and "diagonal" not in written
-    assert script.main(["--parts", "graphs", "--markdown", str(readme)]) == 2
+    assert main("--parts", "graphs", "--markdown", str(readme)) == 2
 
 
 def test_what_to_install_is_said(script, monkeypatch, capsys):
     monkeypatch.setattr(part("target"), "NEEDED", {"no_such_plugin": "the plugin"})
-    assert script.main([]) == 2
-    error = capsys.readouterr().err
-    assert error == "compile_cuda: the plugin not installed; pip install 'jax_bptt[cuda-compile]'\n"
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        "bench compile-for h200: the plugin not installed; pip install 'jax_bptt[cuda-compile]'\n"
+    )
     monkeypatch.setattr(part("target"), "NEEDED", {"no.such.bin.program": "the program"})
     assert part("target").missing() == ["the program"]
