@@ -38,7 +38,7 @@ from benchmarks.modes import MODES, Mode
 from benchmarks.options import OPTIONS, Shape, shapes
 
 from jax_bptt.testing import tables
-from jax_bptt.testing.arguments import Parser, names
+from jax_bptt.testing.arguments import Parser, names, output
 from jax_bptt.training.devices import cores
 
 SMOKE_SHAPES = ((6, 4, 3, 5),)
@@ -70,7 +70,7 @@ def parser() -> Parser:
             help=f"of {', '.join(mode.cells)}; default {','.join(mode.default_cells)}",
         )
         sub.add_argument("--smoke", action="store_true", help="tiny sizes, two rounds")
-        sub.add_argument("--json", type=Path, metavar="FILE")
+        sub.add_argument("--json", type=output, metavar="FILE")
         sub.add_argument(
             "--markdown", type=Path, metavar="FILE", help="between the markers of a page"
         )
@@ -82,9 +82,6 @@ def parser() -> Parser:
 
 
 def _check_files(args):
-    for path in (args.json, getattr(args, "plot", None)):
-        if path is not None and not path.parent.is_dir():
-            raise BadArgument(f"no folder {path.parent} to write {path.name} in")
     if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
         raise BadArgument(reason)
     if getattr(args, "plot", None) is not None:

@@ -22,7 +22,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from accelerator import process, show
@@ -31,6 +30,7 @@ from benchmarks import environment
 from benchmarks.progress import progress
 
 from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser, output
 
 TIMEOUT = 450.0
 TABLES = {"correct": show.correctness}
@@ -48,13 +48,9 @@ def seconds(text: str) -> float:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="bench_accelerator.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="bench_accelerator", description=__doc__)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="all")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on a CPU as well")
     parser.add_argument(
@@ -64,8 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"for all groups together ({TIMEOUT:g}); each is ended when its share is over",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output, metavar="FILE")
+    parser.add_argument("--plot", type=output, metavar="FILE")
     return parser
 
 
@@ -114,10 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = make_parser().parse_args(argv)
-    for path in (args.json, args.plot):
-        if path is not None and not path.parent.is_dir():
-            print(f"bench_accelerator: no folder {path.parent}", file=sys.stderr)
-            return 2
     reports = run(args.groups, args.smoke, args.timeout)
     if any(group["reason"] == NO_ACCELERATOR for group in reports.values()):
         print(

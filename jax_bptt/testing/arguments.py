@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -36,3 +37,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def output(text: str) -> Path:
+    """Read the path of a file to write, whose folder is there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no folder {path.parent} to write {path.name} in")
+    return path

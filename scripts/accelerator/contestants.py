@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from benchmarks import measure
 from jax.experimental import rnn
 
 import jax_bptt as jb
@@ -116,19 +117,6 @@ def cudnn(row: Row) -> dict[str, Callable[[], Call] | str]:
 
 
 def compiled(run: Callable, row: Row, args: Any, options: dict[str, Any] | None) -> Call:
-    """Compile a row's task: the outputs, or the gradient of the sum of their squares.
-
-    Args:
-      run: `(params, xs) -> ys`.
-      row: says which, and float32 products where that is the dtype.
-      args: params and xs.
-      options: of the compiler.
-    """
-
-    def loss(params, xs):
-        return jnp.sum(run(params, xs).astype(jnp.float32) ** 2)
-
-    fun = run if row.direction == "forward" else jax.grad(loss, argnums=(0, 1))
+    """Compile a row's task, of `run(params, xs) -> ys`, with float32 products in float32."""
     with jax.default_matmul_precision("highest" if row.dtype == "float32" else "default"):
-        executable = jax.jit(fun).lower(*args).compile(compiler_options=options)
-    return lambda: jax.block_until_ready(executable(*args))
+        return measure.compiled(row.task.function(run, None), args, options).call

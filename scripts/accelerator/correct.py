@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmarks import measure, models
 
 import jax_bptt as jb
 
@@ -105,12 +106,10 @@ def compare(case: Case, smoke: bool) -> dict[str, Any]:
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
         with jax.default_matmul_precision("highest"):
             (d_params, d_xs), ys = gradient(params, xs)
-        return {"ys": ys, "xs": d_xs} | {
-            jax.tree_util.keystr(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(d_params)
-        }
+        return models.host({"ys": ys, "xs": d_xs}) | models.named(d_params)
 
-    errors = distances(both(jb.fused(**INTERPRETED) if smoke else jb.fused()), both(jb.bptt()))
+    fused = both(jb.fused(**INTERPRETED) if smoke else jb.fused())
+    errors = measure.errors(fused, both(jb.bptt()), measure.root_mean_square)
     worst = max(errors, key=lambda name: errors[name])
     limit = LIMITS[case.dtype]
     met = errors[worst] <= limit
@@ -122,16 +121,3 @@ def kernel_of(told: str) -> str | None:
     """Return the name of the kernel that `jb.explain` has told of, None for the scan."""
     found = re.match(r"fused\(\) runs the kernel (\w+)", told)
     return found[1] if found else None
-
-
-def distances(got: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
-    """Return the relative error of each array in the L2 norm; infinite where one is not finite."""
-
-    def distance(a, b):
-        a, b = (np.asarray(x) for x in (a, b))
-        wide = np.complex128 if np.iscomplexobj(b) else np.float64
-        a, b = a.astype(wide), b.astype(wide)
-        error = np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)
-        return float(error) if np.isfinite(error) else float("inf")
-
-    return {name: distance(got[name], want[name]) for name in want}

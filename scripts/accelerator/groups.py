@@ -16,6 +16,7 @@ from benchmarks import environment, measure
 
 from accelerator import contestants, correct, rows, torch_cudnn
 from accelerator.rows import Row
+from jax_bptt.testing.libraries import roster
 
 ROUNDS = 7
 CLOSING = 3.0
@@ -134,7 +135,7 @@ def run(name: str, smoke: bool, seconds: float) -> None:
         jax.config.update("jax_platforms", "cpu")
     planned = group.rows(smoke)
     say(event="plan", rows=[str(row) for row in planned])
-    if name == "torch" and (reason := torch_cudnn.absent()):
+    if name == "torch" and (reason := roster.absence("torch")):
         say(event="absent", reason=reason)
         return
     described = environment.describe(1)

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-GATES = 4
-"""All of it is an LSTM, the one cell that every competitor has."""
+from benchmarks import data, measure
+from benchmarks.measure import Task
+
+CELL = "lstm"
+"""The one cell that every competitor has."""
 
 T = 1024
 BATCHES = (16, 64, 256)
@@ -35,10 +38,16 @@ class Row(NamedTuple):
         return f"T={self.T} B={self.B} H={self.H} {heads} {self.dtype} {self.direction}"
 
     @property
+    def task(self) -> Task:
+        """What is timed: the outputs, or the gradient of the sum of their squares."""
+        return measure.FORWARD if self.direction == "forward" else measure.GRADIENT
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of the products: the input's and the state's."""
-        products = 1 if self.direction == "forward" else 3
-        return products * 2 * self.T * self.B * GATES * self.H * (self.H + self.D)
+        # A unit reads the H inputs and the D units of its head.
+        as_dense = data.Row(CELL, self.T, self.B, self.D, self.H, self.dtype)
+        return self.task.products * data.forward_flops(as_dense)
 
     @property
     def bytes(self) -> int:
@@ -49,7 +58,7 @@ class Row(NamedTuple):
         """
         passes = 1 if self.direction == "forward" else 2
         width = {"float32": 4, "bfloat16": 2, "float16": 2}[self.dtype]
-        return passes * (GATES + 1) * self.T * self.B * self.H * width
+        return passes * (data.GATES[CELL] + 1) * self.T * self.B * self.H * width
 
 
 def _both(shapes: list[tuple[int, int, int]], dtype: str, steps: int) -> list[Row]:

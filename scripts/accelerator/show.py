@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import plots
+from benchmarks import plots, race, report
 
 from accelerator import contestants, torch_cudnn
 from jax_bptt.testing.tables import Table
@@ -84,24 +84,13 @@ def proven(groups: dict[str, dict[str, Any]]) -> list[str]:
 
 def ratio_table(found: list[dict[str, Any]]) -> Table:
     """Return the geometric means and extremes of the ratios, forward and backward apart."""
-    sorted_: dict[tuple[str, str, str], list[float]] = {}
+    by_pair: dict[str, list[tuple[float, str]]] = {}
     for entry in found:
         way = "forward + backward" if entry["row"].endswith("backward") else "forward"
-        key = (entry["slower"], entry["faster"], way)
-        sorted_.setdefault(key, []).append(entry["ratio"])
-    lines = [
-        [
-            f"{slower} / {faster}",
-            way,
-            f"{np.exp(np.mean(np.log(values))):.2f}",
-            f"{min(values):.2f}",
-            f"{max(values):.2f}",
-            str(len(values)),
-        ]
-        for (slower, faster, way), values in sorted_.items()
-    ]
-    header = ["time of / time of", "", "geometric mean", "least", "greatest", "rows"]
-    return Table("On equal rows", header, lines)
+        pair = f"{entry['slower']} / {entry['faster']}, {way}"
+        by_pair.setdefault(pair, []).append((entry["ratio"], entry["row"]))
+    summary = {pair: race.summarized(each) for pair, each in by_pair.items()}
+    return report.ratios("Time of one / time of the other, on equal rows", summary)
 
 
 def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
@@ -111,25 +100,20 @@ def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
         "LSTM of heads": [r for r in rows if r["D"] != r["H"]],
         "Dense LSTM": [r for r in rows if r["D"] == r["H"]],
     }
-    names = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
-    height = 3 + 0.22 * max(map(len, names.values()))
+    labels = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
+    height = 3 + 0.22 * max(map(len, labels.values()))
     figure = plots.figure_of(figsize=(16, height))
     for axes, (title, kept) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        points: dict[str, tuple[list[float], list[int]]] = {}
-        for row in kept:
-            for c in row["contestants"]:
-                if "us_per_step" in c:
-                    xs, ys = points.setdefault(c["name"], ([], []))
-                    xs.append(c["us_per_step"])
-                    ys.append(names[title].index(row["name"]))
-        for (name, (xs, ys)), marker in zip(points.items(), "osD^v<>P" * 4, strict=False):
-            axes.plot(xs, ys, marker, label=name, linestyle="", alpha=0.8)
+        points = [
+            (c["name"], c["us_per_step"], row["name"])
+            for row in kept
+            for c in row["contestants"]
+            if "us_per_step" in c
+        ]
+        plots.marks(axes, labels[title], points)
         if points:
-            axes.set_xscale("log")
             axes.legend(fontsize="small")
-        axes.set_yticks(range(len(names[title])), names[title])
         axes.tick_params(axis="y", labelsize="x-small")
-        axes.invert_yaxis()
         axes.set_xlabel("microseconds per step")
         axes.set_title(title)
     plots.save(figure, path)

@@ -6,18 +6,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from accelerator.rows import Row
+from benchmarks import torch_peer
+
+from accelerator.rows import CELL, Row
+from jax_bptt.testing.libraries import torch_layers
 
 NAME = "cuDNN by torch"
-
-
-def absent() -> str | None:
-    """Return why PyTorch cannot take part, None if it can."""
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        return "torch is not installed"
-    return None
 
 
 def device() -> str:
@@ -36,25 +30,16 @@ def contestants(row: Row) -> dict[str, Callable[[], Callable[[], Any]] | str]:
     where = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"device": where, "dtype": getattr(torch, row.dtype)}
 
-    def wait():
-        if where == "cuda":
-            torch.cuda.synchronize()
-
     def prepare():
-        layer = torch.nn.LSTM(row.H, row.H, **settings)
-        xs = torch.randn(row.T, row.B, row.H, **settings)
+        layer = torch_layers.module(CELL, row.H, row.H).to(**settings)
+        forward, gradient = torch_peer.passes(layer, torch.randn(row.T, row.B, row.H, **settings))
+        call = forward if row.direction == "forward" else gradient
 
-        def forward():
-            with torch.no_grad():
-                layer(xs)
-            wait()
+        def waiting():
+            call()
+            if where == "cuda":
+                torch.cuda.synchronize()
 
-        leaves = [*layer.parameters(), xs.requires_grad_()]
-
-        def gradient():
-            torch.autograd.grad(layer(xs)[0].float().square().sum(), leaves)
-            wait()
-
-        return forward if row.direction == "forward" else gradient
+        return waiting
 
     return {NAME if where == "cuda" else "torch on the CPU": prepare}

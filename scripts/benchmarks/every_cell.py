@@ -1,6 +1,5 @@
 """The modes `cells` and `associative`: cells of the library against a scan of their own step."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -95,15 +94,8 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
 def _prepare(outputs: Callable[..., Any], params: Any, xs: Any, devices: int) -> Prepared:
     mesh = measure.mesh_of(devices)
     args = measure.placed(params, xs, mesh)
-    begin = time.perf_counter()
-    executable: Any = jax.jit(measure.summed(_gradient(outputs), mesh)).lower(*args).compile()
-    return Prepared(
-        call=lambda: jax.block_until_ready(executable(*args)),
-        results=named,
-        outputs=dict,
-        temp_bytes=measure.temporary(executable, mesh),
-        compile_seconds=time.perf_counter() - begin,
-    )
+    made = measure.compiled(measure.summed(_gradient(outputs), mesh), args)
+    return Prepared(made.call, named, dict, measure.temporary(made.executable, mesh), made.seconds)
 
 
 def _cell(row: Row, dtype: str) -> jb.Cell:

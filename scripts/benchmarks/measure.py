@@ -143,24 +143,39 @@ def temporary(executable: Any, mesh: Mesh | None) -> int:
     return executable.memory_analysis().temp_size_in_bytes * (1 if mesh is None else mesh.size)
 
 
-def compiled(task: Task, model: Model, args: Any, mesh: Mesh | None) -> tuple[Any, float]:
-    """Compile a task ahead of time; return the executable and the seconds it took."""
+class Compiled(NamedTuple):
+    """A function compiled for its arguments.
+
+    Attributes:
+      call: runs it once, waits for every output, and returns them.
+      executable: of JAX.
+      seconds: of tracing, lowering and compiling together.
+    """
+
+    call: Callable[[], Any]
+    executable: Any
+    seconds: float
+
+
+def compiled(fun: Callable, args: Any, options: dict[str, Any] | None = None) -> Compiled:
+    """Compile a function ahead of time, with options of the compiler."""
     begin = time.perf_counter()
-    executable = jax.jit(task.function(model.run, mesh)).lower(*args).compile()
-    return executable, time.perf_counter() - begin
+    executable = jax.jit(fun).lower(*args).compile(compiler_options=options)
+    seconds = time.perf_counter() - begin
+    return Compiled(lambda: jax.block_until_ready(executable(*args)), executable, seconds)
 
 
 def prepare(model: Model, data: Data, task: Task, mesh: Mesh | None) -> Prepared:
     """Compile a JAX model for a row."""
     args = arguments(model, data, mesh)
-    executable, seconds = compiled(task, model, args, mesh)
+    made = compiled(task.function(model.run, mesh), args)
     forward = jax.jit(FORWARD.function(model.run, mesh))
     return Prepared(
-        call=lambda: jax.block_until_ready(executable(*args)),
+        call=made.call,
         results=lambda outputs: host(task.results(model, outputs)),
         outputs=lambda: host({"ys": forward(*args)}),
-        temp_bytes=temporary(executable, mesh),
-        compile_seconds=seconds,
+        temp_bytes=temporary(made.executable, mesh),
+        compile_seconds=made.seconds,
         note=model.note,
     )
 
@@ -172,7 +187,7 @@ def largest(a: np.ndarray) -> float:
 
 def root_mean_square(a: np.ndarray) -> float:
     """Return the root of the mean square of the elements."""
-    return float(np.sqrt(np.mean(a**2)))
+    return float(np.sqrt(np.mean(np.abs(a) ** 2)))
 
 
 def errors(
@@ -186,11 +201,12 @@ def errors(
     relu's, take `root_mean_square`: a unit within rounding of the kink has another derivative in
     float32, and there is always such a unit among millions.
 
-    An array expected to be zero throughout (the gradient of no steps) is compared as it is.
+    An array expected to be zero throughout (the gradient of no steps) is compared as it is. The
+    error is infinite where the shape is another, or a number is not finite.
     """
 
     def error(got, want):
-        if got.shape != want.shape:
+        if got.shape != want.shape or not np.isfinite(got).all():
             return float("inf")
         return size(got - want) / (size(want) or 1.0)
 

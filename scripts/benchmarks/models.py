@@ -63,8 +63,12 @@ def cast(weights: Weights, dtype: str) -> Weights:
 
 
 def host(tree: Any) -> Any:
-    """Return a tree of JAX arrays as NumPy arrays of float64."""
-    return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), tree)
+    """Return a tree of JAX arrays as NumPy arrays of float64, or of complex128."""
+
+    def wide(a):
+        return np.asarray(a).astype(np.complex128 if np.iscomplexobj(a) else np.float64)
+
+    return jax.tree.map(wide, tree)
 
 
 def named(tree: Any) -> dict[str, np.ndarray]:

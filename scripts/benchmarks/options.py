@@ -1,13 +1,12 @@
 """The options of the benchmark's command line."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from benchmarks import library
 from benchmarks.measure import TOLERANCE
 from benchmarks.roster import PEERS
-from jax_bptt.testing.arguments import names, positive
+from jax_bptt.testing.arguments import names, output, positive
 
 Shape = tuple[int, int, int, int]
 
@@ -82,6 +81,6 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "--add",
         {"action": "store_true", "help": "keep the rows that the file of --json has already"},
     ),
-    "plot": ("--plot", {"type": Path, "metavar": "FILE"}),
+    "plot": ("--plot", {"type": output, "metavar": "FILE"}),
 }
 """Options of the modes: the flag, and its settings for argparse."""

@@ -21,24 +21,37 @@ def figure_of(**settings: Any) -> Any:
     return figure
 
 
+def marks(axes: Any, labels: list[str], points: list[tuple[str, float, str]]) -> None:
+    """Plot values on a logarithmic axis: a line for each label, a kind of mark for each name.
+
+    Args:
+      axes: of matplotlib.
+      labels: of the lines, from above.
+      points: (name, value, label).
+    """
+    kinds = dict.fromkeys(name for name, _, _ in points)
+    for name, marker in zip(kinds, "osD^v<>Phx*" * len(kinds), strict=False):
+        own = [(value, labels.index(label)) for other, value, label in points if other == name]
+        axes.plot(*zip(*own, strict=True), marker, label=name, linestyle="", alpha=0.8)
+    if points:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+
+
 def race(report: dict[str, Any], path: Path) -> None:
     """Plot the ratio of each competitor's time to the library's, a line of marks per row."""
-    rows = report["rows"]
-    figure = figure_of(figsize=(8, 1.2 + 0.3 * len(rows)))
+    labels = [str(Row(*(row[f] for f in Row._fields))) for row in report["rows"]]
+    points = [
+        (c["name"], c["ratio"], label)
+        for row, label in zip(report["rows"], labels, strict=True)
+        for c in row["competitors"]
+        if c.get("ratio") is not None
+    ]
+    figure = figure_of(figsize=(8, 1.2 + 0.3 * len(labels)))
     axes = figure.subplots()
-    points: dict[str, tuple[list[float], list[int]]] = {}
-    for k, row in enumerate(rows):
-        for c in row["competitors"]:
-            if c.get("ratio") is not None:
-                xs, ys = points.setdefault(c["name"], ([], []))
-                xs.append(c["ratio"])
-                ys.append(k)
-    for (name, (xs, ys)), marker in zip(points.items(), "osD^v<>Phx*" * len(points), strict=False):
-        axes.plot(xs, ys, marker, label=name, linestyle="", alpha=0.8)
+    marks(axes, labels, points)
     axes.axvline(1.0, color="gray", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), [str(Row(*(r[f] for f in Row._fields))) for r in rows])
-    axes.invert_yaxis()
     axes.set_xlabel("time / time of the library (right of 1: the library is faster)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)

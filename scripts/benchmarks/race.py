@@ -192,10 +192,11 @@ def summary(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
                 ratios.setdefault(name, []).append((ratio, label))
         if peers := [timed[name] for name in JAX_PEERS if name in timed]:
             ratios.setdefault(fastest, []).append((min(peers), label))
-    return {name: _summarize(pairs) for name, pairs in ratios.items()}
+    return {name: summarized(pairs) for name, pairs in ratios.items()}
 
 
-def _summarize(pairs):
+def summarized(pairs: list[tuple[float, str]]) -> dict[str, Any]:
+    """Return geometric mean, least and greatest of ratios, each with the label of its row."""
     values = np.array([ratio for ratio, _ in pairs])
     least = min(pairs)
     return {

@@ -40,11 +40,12 @@ def race_row(row: dict[str, Any]) -> Table:
 
 def race(report: dict[str, Any]) -> list[Table]:
     """Return the summaries of a race, whose rows are shown as they come."""
-    return [ratios(kind, summary) for kind, summary in report["summary"].items()]
+    title = "Time of each competitor / time of the library"
+    return [ratios(f"{title}, {kind}", found) for kind, found in report["summary"].items()]
 
 
-def ratios(kind: str, summary: dict[str, Any]) -> Table:
-    """Return the table of geometric means and extremes over rows of a kind."""
+def ratios(title: str, summary: dict[str, Any]) -> Table:
+    """Return the table of geometric means and extremes over rows, as `race.summarized` has them."""
     lines = [
         [
             name,
@@ -57,7 +58,7 @@ def ratios(kind: str, summary: dict[str, Any]) -> Table:
         for name, s in summary.items()
     ]
     header = ["competitor", "geometric mean", "least", "greatest", "rows", "row of the least"]
-    return Table(f"Time of each competitor / time of the library, {kind}", header, lines)
+    return Table(title, header, lines)
 
 
 def race_readme(report: dict[str, Any]) -> list[Table]:
@@ -86,53 +87,50 @@ def race_readme(report: dict[str, Any]) -> list[Table]:
     return [Table("", header, lines)]
 
 
+def _by_competitor(title: str, report: dict[str, Any], columns: dict[str, Any]) -> list[Table]:
+    """Return a table, a line for each competitor of a row; a column is `(row, entry) -> cell`."""
+    lines = [
+        [_label(row), *(column(row, entry) for column in columns.values())]
+        for row in report["rows"]
+        for entry in row.get("competitors", [row])
+    ]
+    return [Table(title, ["row", *columns], lines)]
+
+
 def compile_times(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `compile`."""
-    header = ["row", "competitor", "seconds", "quartiles", "/ plain scan", "/ first T"]
-    lines = [
-        [
-            _label(row),
-            c["name"],
-            f"{c['seconds']:.3f}",
-            f"{c['seconds_q1']:.3f} to {c['seconds_q3']:.3f}",
-            f"{c['against_plain']:.2f}",
-            f"{c['against_first']:.2f}",
-        ]
-        for row in report["rows"]
-        for c in row["competitors"]
-    ]
-    return [Table("Compile time of the gradient, tracing included", header, lines)]
+    columns = {
+        "competitor": lambda row, c: c["name"],
+        "seconds": lambda row, c: f"{c['seconds']:.3f}",
+        "quartiles": lambda row, c: f"{c['seconds_q1']:.3f} to {c['seconds_q3']:.3f}",
+        "/ plain scan": lambda row, c: f"{c['against_plain']:.2f}",
+        "/ first T": lambda row, c: f"{c['against_first']:.2f}",
+    }
+    return _by_competitor("Compile time of the gradient, tracing included", report, columns)
 
 
 def devices(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `devices`."""
-    header = ["row", "devices", "way", "all-gathers", "all-reduces", "others", "rows of products"]
-    header += ["on one device", "ms", "/ shard_map", "float64 error"]
-    lines = [
-        [
-            _label(row),
-            str(row["devices"]),
-            c["name"],
-            *_collectives(c["collectives"]),
-            _spaced(c["product_rows"]),
-            _spaced(row["whole_product_rows"]),
-            _ms(c["seconds"]),
-            _number(c["against_shard_map"], ".2f"),
-            f"{c['error']:.0e}",
-        ]
-        for row in report["rows"]
-        for c in row["competitors"]
-    ]
+    columns = {
+        "devices": lambda row, c: str(row["devices"]),
+        "way": lambda row, c: c["name"],
+        "all-gathers": lambda row, c: _counted(c, {"all-gather"}),
+        "all-reduces": lambda row, c: _counted(c, {"all-reduce"}),
+        "others": lambda row, c: _counted(c, {*c["collectives"]} - {"all-gather", "all-reduce"}),
+        "rows of products": lambda row, c: _spaced(c["product_rows"]),
+        "on one device": lambda row, c: _spaced(row["whole_product_rows"]),
+        "ms": lambda row, c: _ms(c["seconds"]),
+        "/ shard_map": lambda row, c: _number(c["against_shard_map"], ".2f"),
+        "float64 error": lambda row, c: f"{c['error']:.0e}",
+    }
     title = "Gradient with the batch split over devices; collectives, and those in loops"
-    return [Table(title, header, lines)]
+    return _by_competitor(title, report, columns)
 
 
-def _collectives(counts):
-    """Return the cells of all-gathers, all-reduces and all others together."""
-    others = [v for kind, v in counts.items() if kind not in ("all-gather", "all-reduce")]
-    total = {key: sum(v[key] for v in others) for key in ("all", "in_loops")}
-    shown = counts["all-gather"], counts["all-reduce"], total
-    return [f"{v['all']}, {v['in_loops']}" for v in shown]
+def _counted(entry, kinds):
+    """Return how many collectives of some kinds there are, and how many of them in loops."""
+    counts = [entry["collectives"][kind] for kind in kinds]
+    return ", ".join(str(sum(count[key] for count in counts)) for key in ("all", "in_loops"))
 
 
 def _spaced(values):
@@ -141,73 +139,53 @@ def _spaced(values):
 
 def memory(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `memory`."""
-    header = ["row", "competitor", "temp MiB", "arrays of [T, B, H]", "/ plain scan"]
-    lines = [
-        [
-            _label(row),
-            c["name"],
-            f"{c['temp_bytes'] / MIB:.1f}",
-            f"{c['arrays_of_tbh']:.2f}",
-            _number(c["share_of_plain"], ".3f"),
-        ]
-        for row in report["rows"]
-        for c in row["competitors"]
-    ]
-    return [Table("Temporary memory of the gradient, beside inputs and outputs", header, lines)]
+    columns = {
+        "competitor": lambda row, c: c["name"],
+        "temp MiB": lambda row, c: f"{c['temp_bytes'] / MIB:.1f}",
+        "arrays of [T, B, H]": lambda row, c: f"{c['arrays_of_tbh']:.2f}",
+        "/ plain scan": lambda row, c: _number(c["share_of_plain"], ".3f"),
+    }
+    title = "Temporary memory of the gradient, beside inputs and outputs"
+    return _by_competitor(title, report, columns)
 
 
 def sequences(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `sequences`."""
-    header = ["row", "algorithm", "option", "ms", "/ none"]
-    lines = [
-        [
-            _label(row),
-            row["algorithm"],
-            c["name"],
-            _number(1e3 * c["seconds"], ".3g"),
-            _number(c["against_none"], ".2f"),
-        ]
-        for row in report["rows"]
-        for c in row["competitors"]
-    ]
-    return [Table("Time of the gradient with sequence options", header, lines)]
+    columns = {
+        "algorithm": lambda row, c: row["algorithm"],
+        "option": lambda row, c: c["name"],
+        "ms": lambda row, c: _number(1e3 * c["seconds"], ".3g"),
+        "/ none": lambda row, c: _number(c["against_none"], ".2f"),
+    }
+    return _by_competitor("Time of the gradient with sequence options", report, columns)
 
 
 def accuracy(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `accuracy`."""
-    header = ["row", "algorithm", "largest error", "limit", "met", "by leaf"]
-    lines = [
-        [
-            _label(row),
-            row["algorithm"],
-            f"{row['error']:.1e}",
-            f"{row['limit']:.0e}",
-            "yes" if row["met"] else "NO",
-            " ".join(f"{k} {v:.0e}" for k, v in row["errors"].items()),
-        ]
-        for row in report["rows"]
-    ]
-    return [Table("Relative error of the gradient against float64 jax.grad", header, lines)]
+    columns = {
+        "algorithm": lambda row, _: row["algorithm"],
+        "largest error": lambda row, _: f"{row['error']:.1e}",
+        "limit": lambda row, _: f"{row['limit']:.0e}",
+        "met": lambda row, _: "yes" if row["met"] else "NO",
+        "by leaf": lambda row, _: " ".join(f"{k} {v:.0e}" for k, v in row["errors"].items()),
+    }
+    title = "Relative error of the gradient against float64 jax.grad"
+    return _by_competitor(title, report, columns)
 
 
 def scaling(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `scaling`."""
-    header = ["row", "axis", "competitor", "time slope", "memory slope"]
-    header += ["ms", "temp MiB", "arrays of [T, B, H]"]
-    lines = [
-        [
-            _label(row),
-            f"{row['axis']} {row['sizes'][0]}..{row['sizes'][-1]}",
-            row["name"],
-            f"{row['time_slope']:.2f}",
-            f"{row['memory_slope']:.2f}",
-            " ".join(_ms(s) for s in row["seconds"]),
-            " ".join(_mib(b) for b in row["temp_bytes"]),
-            " ".join(f"{a:.2f}" for a in row["arrays_of_tbh"]),
-        ]
-        for row in report["rows"]
-    ]
-    return [Table("Gradient against the length of one axis, the others fixed", header, lines)]
+    columns = {
+        "axis": lambda row, _: f"{row['axis']} {row['sizes'][0]}..{row['sizes'][-1]}",
+        "competitor": lambda row, _: row["name"],
+        "time slope": lambda row, _: f"{row['time_slope']:.2f}",
+        "memory slope": lambda row, _: f"{row['memory_slope']:.2f}",
+        "ms": lambda row, _: " ".join(_ms(s) for s in row["seconds"]),
+        "temp MiB": lambda row, _: " ".join(_mib(b) for b in row["temp_bytes"]),
+        "arrays of [T, B, H]": lambda row, _: " ".join(f"{a:.2f}" for a in row["arrays_of_tbh"]),
+    }
+    title = "Gradient against the length of one axis, the others fixed"
+    return _by_competitor(title, report, columns)
 
 
 def _label(row):

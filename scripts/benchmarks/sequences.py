@@ -58,12 +58,10 @@ def run(
 
 
 def _call(cell, algorithm, params, xs, given):
-    @jax.jit
     def gradient(params, xs, given):
         def loss(params, xs):
             return jnp.sum(jb.unroll(cell, params, xs, algorithm=algorithm, **given)[1] ** 2)
 
         return jax.grad(loss, argnums=(0, 1))(params, xs)
 
-    executable = gradient.lower(params, xs, given).compile()
-    return lambda: jax.block_until_ready(executable(params, xs, given))
+    return measure.compiled(gradient, (params, xs, given)).call

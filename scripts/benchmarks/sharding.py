@@ -107,15 +107,15 @@ def run_row(row: Row, devices: int, rounds: int) -> dict[str, Any]:
     """Compile both ways, read the programs, compare with one device in float64, and time."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
     made = problem(row)
-    whole: Any = jax.jit(jax.grad(made.loss, argnums=(0, 1))).lower(*made.args).compile()
+    whole = measure.compiled(jax.grad(made.loss, argnums=(0, 1)), made.args).executable
     placed = place(made.args, mesh)
     error = _float64_errors(row, mesh)
     entries: list[dict[str, Any]] = []
     calls: dict[str, Callable[[], Any]] = {}
     for name, gradient in ways(made.loss, mesh).items():
-        executable: Any = jax.jit(gradient).lower(*placed).compile()
-        calls[name] = _waiting(executable, placed)
-        program = hlo.parse(executable.as_text())
+        compiled = measure.compiled(gradient, placed)
+        calls[name] = compiled.call
+        program = hlo.parse(compiled.executable.as_text())
         entries.append(
             {
                 "name": name,
@@ -143,10 +143,6 @@ def _rows(program: hlo.Program, row: Row) -> list[int] | None:
         return hlo.rows(program, features(row))
     except ValueError:
         return None
-
-
-def _waiting(executable: Any, args: tuple[Any, ...]) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(executable(*args))
 
 
 def _float64_errors(row: Row, mesh: Mesh) -> dict[str, float]:

@@ -14,7 +14,7 @@ import jax
 
 from compile_for import h200, v5e
 from jax_bptt.testing import tables
-from jax_bptt.testing.arguments import Parser
+from jax_bptt.testing.arguments import Parser, output
 
 DEVICES = {"h200": h200, "v5e": v5e}
 
@@ -26,7 +26,7 @@ def parser() -> Parser:
     for name, device in DEVICES.items():
         sub = devices.add_parser(name, prog=f"bench compile-for {name}", description=device.__doc__)
         device.add_options(sub)
-        sub.add_argument("--json", type=Path, metavar="FILE")
+        sub.add_argument("--json", type=output, metavar="FILE")
         sub.add_argument(
             "--markdown", type=Path, metavar="FILE", help="kernels, between the markers of a page"
         )

@@ -324,6 +324,7 @@ def test_errors_are_relative_to_the_largest_element():
     errors = part("measure").errors
     want = {"a": np.array([0.0, 4.0]), "zero": np.zeros(2)}
     assert errors({"a": np.array([1.0, 4.0]), "zero": np.ones(2)}, want) == {"a": 0.25, "zero": 1.0}
+    assert errors({"a": np.zeros(3)}, want) == errors({"a": np.full(2, np.nan)}, want)
     assert errors({"a": np.zeros(3)}, want) == {"a": np.inf}
     mean = part("measure").root_mean_square
     assert errors({"a": np.array([3.0, 4.0])}, want, mean) == {"a": pytest.approx(0.75)}
