@@ -81,16 +81,6 @@ def parser() -> Parser:
     return top
 
 
-def _check_files(args):
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
-        raise BadArgument(reason)
-    if getattr(args, "plot", None) is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ModuleNotFoundError:
-            raise BadArgument("--plot needs matplotlib: pip install 'jax_bptt[plot]'") from None
-
-
 def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
     """Return on how many devices to run; on a CPU, make them before JAX has looked for any."""
     counts = asked or sorted({1, cores()})
@@ -130,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.rounds = 2 if args.smoke else 9
     asked = getattr(args, "devices", None)
     try:
-        _check_files(args)
+        if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
+            raise BadArgument(reason)
         args.devices = [1]
         if "devices" in mode.options:
             args.devices = _number_of_devices(asked, args.mode)
@@ -166,8 +157,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         caption = "  \n".join([*heading, f"`{document['command']}`"])
         page = (mode.page or mode.tables)(document)
         tables.write_markdown(args.markdown, args.mode, page, caption)
-    if getattr(args, "plot", None) is not None and mode.plot is not None:
-        mode.plot(document, args.plot)
     return 0 if document.get("agrees", True) else 1
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import plots, race, report
+from benchmarks import race, report
 
 from accelerator import contestants, torch_cudnn
 from jax_bptt.testing.tables import Table
@@ -102,7 +102,7 @@ def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
     }
     labels = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
     height = 3 + 0.22 * max(map(len, labels.values()))
-    figure = plots.figure_of(figsize=(16, height))
+    figure = _figure(figsize=(16, height))
     for axes, (title, kept) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         points = [
             (c["name"], c["us_per_step"], row["name"])
@@ -110,13 +110,46 @@ def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
             for c in row["contestants"]
             if "us_per_step" in c
         ]
-        plots.marks(axes, labels[title], points)
+        _marks(axes, labels[title], points)
         if points:
             axes.legend(fontsize="small")
         axes.tick_params(axis="y", labelsize="x-small")
         axes.set_xlabel("microseconds per step")
         axes.set_title(title)
-    plots.save(figure, path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure in the format that the file's name asks for."""
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _figure(**settings: Any) -> Any:
+    """Return a figure that needs no window system."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained", **settings)
+    FigureCanvasAgg(figure)  # no window system is needed, nor any global state changed
+    return figure
+
+
+def _marks(axes: Any, labels: list[str], points: list[tuple[str, float, str]]) -> None:
+    """Plot values on a logarithmic axis: a line for each label, a kind of mark for each name.
+
+    Args:
+      axes: of matplotlib.
+      labels: of the lines, from above.
+      points: (name, value, label).
+    """
+    kinds = dict.fromkeys(name for name, _, _ in points)
+    for name, marker in zip(kinds, "osD^v<>Phx*" * len(kinds), strict=False):
+        own = [(value, labels.index(label)) for other, value, label in points if other == name]
+        axes.plot(*zip(*own, strict=True), marker, label=name, linestyle="", alpha=0.8)
+    if points:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
 
 
 def _share(value: float | None) -> str:

@@ -32,8 +32,8 @@ SCANNED = "scan with resets"
 DRAWN = 4
 """Sequences that are drawn; a larger batch repeats them, so that its reference is cheap."""
 
-NEAR = 1.5
-"""A setting that takes so much longer than the better one at the first try is not timed again."""
+KEPT = ("error", "refused", "devices", "seconds", "seconds_q1", "seconds_q3")
+"""What a pair's report has of each of the two."""
 
 Pair = tuple[str, Model, str, Model]
 """The name and the model of a module of ours, and those of what it takes the place of."""
@@ -143,25 +143,17 @@ def run_row(
     models = {}
     for ours, own, theirs, original in pairs:
         models |= {ours: own, theirs: original}
-    entries: dict[str, dict[str, Any]] = {}
-    calls: dict[tuple[str, int], Callable[[], Any]] = {}
-    for name, model in models.items():
-        settings = {n: _prepare(model, data, n) for n in devices}
-        errors = [measure.errors(p.results(p.call()), expected) for p in settings.values()]
-        worst = {leaf: max(each[leaf] for each in errors) for leaf in errors[0]}
-        refused = measure.refusal(worst, row.dtype)
-        entries[name] = {"error": max(worst.values()), "refused": refused}
-        entries[name] |= {"compile_s": settings[devices[0]].compile_seconds}
-        if refused is None:
-            calls |= {(name, n): prepared.call for n, prepared in settings.items()}
-    if len(devices) > 1:
-        first = {key: float(s[0]) for key, s in measure.rounds(calls, 1, lambda: None).items()}
-        best = {name: min(first[name, n] for n in devices) for name, _ in calls}
-        calls = {key: call for key, call in calls.items() if first[key] < NEAR * best[key[0]]}
-    seconds = measure.rounds(calls, rounds, tick)
-    for name, n in sorted(seconds, key=lambda key: -float(np.median(seconds[key]))):
-        entries[name] |= {"devices": n, **measure.spread(seconds[name, n])}
-    found = [_pair(ours, theirs, entries, seconds) for ours, _, theirs, _ in pairs]
+    contestants = [
+        race.Contestant(name, {n: _prepare(model, data, n) for n in devices}, expected)
+        for name, model in models.items()
+    ]
+    entries, seconds = race.contest(row, contestants, rounds, tick)
+    by_name = {}
+    for contestant, entry in zip(contestants, entries, strict=True):
+        kept = {k: entry[k] for k in KEPT if k in entry}
+        compile_s = contestant.prepared[devices[0]].compile_seconds
+        by_name[contestant.name] = kept | {"compile_s": compile_s}
+    found = [_pair(ours, theirs, by_name, seconds) for ours, _, theirs, _ in pairs]
     return {**row._asdict(), "devices": devices, "pairs": found}
 
 

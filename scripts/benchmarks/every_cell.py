@@ -81,13 +81,16 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
     counts = race.usable(row, settings.devices)
     ways = {roster.own_name(text): _by(cell, text) for text in settings.algorithms}
     ways[roster.PLAIN] = _plain(cell)
-    entries, ready = [], {}
-    for name, outputs in ways.items():
-        prepared = {n: _prepare(outputs, params, xs, n) for n in counts}
-        entries.append(race.entry(name, prepared, want, row, row.cell in KINKED))
-        ready |= {(name, n): each for n, each in prepared.items()}
-    seconds = measure.rounds(race.agreeing(entries, ready), settings.rounds, tick)
-    race.add_times(entries, ready, seconds)
+    contestants = [
+        race.Contestant(
+            name,
+            {n: _prepare(outputs, params, xs, n) for n in counts},
+            want,
+            row.cell in KINKED,
+        )
+        for name, outputs in ways.items()
+    ]
+    entries, _ = race.contest(row, contestants, settings.rounds, tick)
     return {**row._asdict(), "devices": counts, "competitors": entries}
 
 

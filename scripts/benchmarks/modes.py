@@ -13,7 +13,6 @@ from benchmarks import (
     every_cell,
     kept,
     network,
-    plots,
     race,
     report,
     roster,
@@ -43,7 +42,6 @@ class Mode(NamedTuple):
       tables: the report for a terminal.
       options: names of the options it takes beside the ones that all take.
       page: the report for a Markdown file, None where it is that for a terminal.
-      plot: draws the report to a path; None if there is nothing to draw.
       cells: what `--cells` can name.
       default_cells: what it names by default.
       algorithms: of the library, by default.
@@ -54,7 +52,6 @@ class Mode(NamedTuple):
     tables: Callable[[Report], list[Table]]
     options: tuple[str, ...]
     page: Callable[[Report], list[Table]] | None = None
-    plot: Callable[[Report, Path], None] | None = None
     cells: tuple[str, ...] = tuple(GATES)
     default_cells: tuple[str, ...] = ("elman", "gru", "lstm")
     algorithms: tuple[str, ...] = ("bptt",)
@@ -62,8 +59,7 @@ class Mode(NamedTuple):
 
 def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:
     side = SMOKE_SIDE if args.smoke else SIDE
-    resident = getattr(args, "rss", False)
-    return race.Settings(args.algorithms, peers, args.rounds, args.devices, resident, side)
+    return race.Settings(args.algorithms, peers, args.rounds, args.devices, side)
 
 
 def _measured(args, rows, measure):
@@ -148,9 +144,8 @@ _GRAD = Mode(
     GRID,
     _race,
     report.race,
-    ("algorithms", "dtype", "peers", "rounds", "devices", "rss", "plot", "add"),
+    ("algorithms", "dtype", "peers", "rounds", "devices", "add"),
     page=report.race_readme,
-    plot=plots.race,
 )
 _CELLS = Mode(
     every_cell.SHAPES,
@@ -165,7 +160,7 @@ MODES = {
     "grad": _GRAD,
     "forward": _GRAD,
     "step": _GRAD._replace(
-        shapes=step.SHAPES, run=_step, options=("dtype", "peers", "rounds", "plot", "add")
+        shapes=step.SHAPES, run=_step, options=("dtype", "peers", "rounds", "add")
     ),
     "cells": _CELLS,
     "associative": _CELLS._replace(
@@ -188,8 +183,7 @@ MODES = {
         scaling.SHAPES,
         _scaling,
         report.scaling,
-        ("algorithms", "dtype", "rounds", "plot"),
-        plot=plots.scaling,
+        ("algorithms", "dtype", "rounds"),
     ),
     "sequences": Mode(
         sequences.SHAPES, _sequences, report.sequences, ("algorithms", "dtype", "rounds")

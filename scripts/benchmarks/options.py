@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks import library
 from benchmarks.measure import TOLERANCE
 from benchmarks.roster import PEERS
-from jax_bptt.testing.arguments import names, output, positive
+from jax_bptt.testing.arguments import names, positive
 
 Shape = tuple[int, int, int, int]
 
@@ -73,14 +73,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "better one; default 1 and, on a CPU, one per core",
         },
     ),
-    "rss": (
-        "--rss",
-        {"action": "store_true", "help": "peak resident memory too, a process each"},
-    ),
     "add": (
         "--add",
         {"action": "store_true", "help": "keep the rows that the file of --json has already"},
     ),
-    "plot": ("--plot", {"type": output, "metavar": "FILE"}),
 }
 """Options of the modes: the flag, and its settings for argparse."""

@@ -3,12 +3,13 @@
 Each runs on one device and on one per core, as `--devices` says, and counts in its better setting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import measure, plain, roster, rss
+from benchmarks import measure, plain, roster
 from benchmarks.data import Row, draw, forward_flops
 from benchmarks.measure import Prepared, Task
 
@@ -26,7 +27,6 @@ class Settings(NamedTuple):
       peers: names of the peers that can be imported.
       rounds: interleaved rounds per row.
       devices: the numbers of JAX's devices on which everything is tried, least first.
-      resident: whether peak resident memory is measured, in a process per competitor.
       side: of the floor's matrices.
     """
 
@@ -34,7 +34,6 @@ class Settings(NamedTuple):
     peers: list[str]
     rounds: int
     devices: list[int]
-    resident: bool
     side: int
 
 
@@ -57,11 +56,62 @@ def usable(row: Row, devices: list[int]) -> list[int]:
     return [n for n in devices if row.B % n == 0] or [1]
 
 
+class Contestant(NamedTuple):
+    """A competitor ready to run.
+
+    Attributes:
+      name: for the tables.
+      prepared: by the number of devices.
+      expected: its results and outputs in float64.
+      kinked: whether the derivative jumps, so that errors are taken in the root of the mean square.
+    """
+
+    name: str
+    prepared: dict[int, Prepared]
+    expected: dict[str, np.ndarray]
+    kinked: bool = False
+
+
+Key = tuple[str, int]
+"""The name of a competitor and a number of devices."""
+
+
+def contest(
+    row: Row,
+    contestants: list[Contestant],
+    rounds: int,
+    tick: Callable[[], Any],
+    besides: Mapping[Key, Callable[[], Any]] = MappingProxyType({}),
+    calls_in_one: int = 1,
+) -> tuple[list[dict[str, Any]], dict[Key, np.ndarray]]:
+    """Check all against float64, then time those that agree; ratios are to the first.
+
+    Args:
+      row: the cell and its sizes.
+      contestants: who runs.
+      rounds: interleaved.
+      tick: called after each round.
+      besides: what is timed besides, unchecked.
+      calls_in_one: by which the seconds of a call are divided.
+
+    Returns:
+      (what the report says of each contestant, the seconds of all that were timed).
+    """
+    entries = [entry(each, row) for each in contestants]
+    ready = {(c.name, n): each for c in contestants for n, each in c.prepared.items()}
+    timed = {each["name"] for each in entries if each["refused"] is None}
+    calls = {key: prepared.call for key, prepared in ready.items() if key[0] in timed}
+    seconds = measure.rounds({**calls, **besides}, rounds, tick, last=[(roster.TORCH, 1)])
+    seconds = {key: each / calls_in_one for key, each in seconds.items()}
+    add_times(entries, ready, seconds)
+    return entries, seconds
+
+
 def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Check all competitors against float64, then time those that agree."""
+    """Race all competitors that have the row's cell, beside the floor."""
     data = draw(row)
     counts = usable(row, settings.devices)
-    expected, entries, ready = {}, [], {}
+    expected, contestants = {}, []
     for competitor in roster.competitors(row, settings.algorithms, settings.peers):
         equations = competitor.equations
         if equations not in expected:
@@ -71,70 +121,41 @@ def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -
             for n in (counts if competitor.splits else [1])
         }
         kinked = equations in plain.KINKED
-        entries.append(entry(competitor.name, prepared, expected[equations], row, kinked))
-        ready |= {(competitor.name, n): each for n, each in prepared.items()}
+        contestants.append(Contestant(competitor.name, prepared, expected[equations], kinked))
     flops = task.products * forward_flops(row)
-    calls = agreeing(entries, ready)
-    scales = {}
-    for n in counts:
-        key = (FLOOR, n)
-        calls[key], scales[key] = measure.floor(flops, data, measure.mesh_of(n), settings.side)
-    seconds = measure.rounds(calls, settings.rounds, tick, last=[(roster.TORCH, 1)])
-    floor_s = min(scale * float(np.median(seconds[key])) for key, scale in scales.items())
-    add_times(entries, ready, seconds)
+    floors = {n: measure.floor(flops, data, measure.mesh_of(n), settings.side) for n in counts}
+    calls = {(FLOOR, n): call for n, (call, _) in floors.items()}
+    entries, seconds = contest(row, contestants, settings.rounds, tick, calls)
+    floor_s = min(scale * float(np.median(seconds[FLOOR, n])) for n, (_, scale) in floors.items())
     for each in entries:
         if each["refused"] is None:
-            peak = None
-            if settings.resident:
-                is_gradient = task is measure.GRADIENT
-                peak = rss.peak(row, each["name"], each["devices"], is_gradient, settings)
-            each |= {
-                "gflops": flops / each["seconds"] / 1e9,
-                "floor_share": floor_s / each["seconds"],
-                "rss_bytes": peak,
-            }
+            each["gflops"] = flops / each["seconds"] / 1e9
+            each["floor_share"] = floor_s / each["seconds"]
     found = {"devices": counts, "flops": flops, "floor_s": floor_s, "competitors": entries}
     return {**row._asdict(), **found}
 
 
-def entry(
-    name: str,
-    prepared: dict[int, Prepared],
-    expected: dict[str, np.ndarray],
-    row: Row,
-    kinked: bool,
-) -> dict[str, Any]:
-    """Check a competitor on each number of devices; return what the report says of it untimed.
-
-    Args:
-      name: of the competitor.
-      prepared: by the number of devices.
-      expected: in float64.
-      row: the cell and its sizes.
-      kinked: whether the derivative jumps, so that errors are taken in the root of the mean square.
-    """
-    size = measure.root_mean_square if kinked else measure.largest
+def entry(contestant: Contestant, row: Row) -> dict[str, Any]:
+    """Check a contestant on each number of devices; return what the report says of it untimed."""
+    size = measure.root_mean_square if contestant.kinked else measure.largest
     found = [
-        measure.errors(each.results(each.call()) | each.outputs(), expected, size)
-        for each in prepared.values()
+        measure.errors(each.results(each.call()) | each.outputs(), contestant.expected, size)
+        for each in contestant.prepared.values()
     ]
     errors = {leaf: max(error[leaf] for error in found) for leaf in found[0]}
     refused = measure.refusal(errors, row.dtype)
-    return {"name": name, "error": max(errors.values()), "errors": errors, "refused": refused}
-
-
-def agreeing(
-    entries: list[dict[str, Any]], ready: dict[tuple[str, int], Prepared]
-) -> dict[tuple[str, int], Callable[[], Any]]:
-    """Return the calls of the competitors that are timed, by name and number of devices."""
-    timed = {each["name"] for each in entries if each["refused"] is None}
-    return {key: prepared.call for key, prepared in ready.items() if key[0] in timed}
+    return {
+        "name": contestant.name,
+        "error": max(errors.values()),
+        "errors": errors,
+        "refused": refused,
+    }
 
 
 def add_times(
     entries: list[dict[str, Any]],
-    ready: dict[tuple[str, int], Prepared],
-    seconds: dict[tuple[str, int], np.ndarray],
+    ready: dict[Key, Prepared],
+    seconds: dict[Key, np.ndarray],
 ) -> None:
     """Add to each entry its better setting, the ratio to the library's, and all `settings`.
 

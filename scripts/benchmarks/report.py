@@ -23,8 +23,7 @@ def race_row(row: dict[str, Any]) -> Table:
         title += f"   {gflop:.3g} GFLOP, floor {_ms(floor)} ms ({gflop / floor:.0f} GFLOP/s)"
         columns["GFLOP/s"] = lambda c: f"{c['gflops']:.3g}"
         columns["share of floor"] = lambda c: f"{c['floor_share']:.2f}"
-        columns["resident MiB"] = lambda c: _mib(c["rss_bytes"])
-    if any("temp_bytes" in c for c in row["competitors"]):
+    if any(c.get("temp_bytes") is not None for c in row["competitors"]):
         columns["temp MiB"] = lambda c: _mib(c["temp_bytes"])
         columns["compile s"] = lambda c: _number(c["compile_s"], ".2f")
     columns["error"] = lambda c: f"{c['error']:.0e}"

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import library, measure, plain, roster, torch_peer
+from benchmarks import library, plain, race, roster, torch_peer
 from benchmarks.data import Data, Row, draw
-from benchmarks.measure import Stepper, ratio, spread
+from benchmarks.measure import Prepared, Stepper
 from benchmarks.models import Model, cast, host
 from benchmarks.race import Settings
 from jax_bptt.testing.libraries import torch_layers
@@ -27,35 +27,36 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
     for name in settings.peers:
         if name != roster.TORCH and (model := roster.jax_model(name, row)) is not None:
             models[name] = model
-    entries, calls = [], {}
-    for name, model in models.items():
-        own = stepper(model, data)
-        entry = _check(name, own, data, model.equations or row.cell) | {"note": model.note}
-        entries.append(entry)
-        calls[name] = _sequence(own, row.T)
+    contestants = [
+        _contestant(name, _stepper(model, data), model.equations or row.cell, data, model.note)
+        for name, model in models.items()
+    ]
     if roster.TORCH in settings.peers and row.cell in torch_layers.CELLS:
-        own = torch_peer.stepper(data)
-        entry = _check(roster.TORCH, own, data, row.cell)
-        calls[roster.TORCH], entry["note"] = torch_peer.fastest(_sequence(own, row.T))
-        entries.append(entry)
-    timed = {e["name"]: calls[e["name"]] for e in entries if e["refused"] is None}
-    seconds = measure.rounds(timed, settings.rounds, tick, last=[roster.TORCH])
-    for entry in entries:
-        if entry["refused"] is None:
-            entry |= spread(seconds[entry["name"]] / row.T)
-            entry["ratio"] = ratio(seconds[entry["name"]], seconds.get(roster.OWN))
+        made = _contestant(roster.TORCH, torch_peer.stepper(data), row.cell, data, "")
+        call, note = torch_peer.fastest(made.prepared[1].call)
+        prepared = made.prepared[1]._replace(call=call, note=note)
+        contestants.append(made._replace(prepared={1: prepared}))
+    rounds = settings.rounds
+    entries, _ = race.contest(row, contestants, rounds, tick, calls_in_one=row.T)
     return {**row._asdict(), "competitors": entries}
 
 
-def _check(name, own, data, equations):
-    expected = plain.reference(data, equations)["ys"]
-    own.restart()
-    ys = np.stack([own.array(own.step(t)) for t in range(data.row.T)])
-    errors = measure.errors({"ys": ys}, {"ys": expected})
-    return {"name": name, "error": errors["ys"], "refused": measure.refusal(errors, data.row.dtype)}
+def _contestant(name, stepper, equations, data, note):
+    """Return what takes the steps of the row's sequence one by one."""
+
+    def call():
+        stepper.restart()
+        return [stepper.step(t) for t in range(data.row.T)]
+
+    def results(ys):
+        return {"ys": np.stack([stepper.array(y) for y in ys])}
+
+    prepared = Prepared(call, results, dict, None, None, note)
+    expected = {"ys": plain.reference(data, equations)["ys"]}
+    return race.Contestant(name, {1: prepared}, expected)
 
 
-def stepper(model: Model, data: Data) -> Stepper:
+def _stepper(model: Model, data: Data) -> Stepper:
     """Return a model's step under `jax.jit`."""
     params = model.pack(cast(data.weights, data.row.dtype))
     xs = [jnp.asarray(x, data.row.dtype) for x in data.xs]
@@ -73,12 +74,3 @@ def stepper(model: Model, data: Data) -> Stepper:
     with undisturbed():  # peers warn while they are traced
         step(0)
     return Stepper(step, restart, host)
-
-
-def _sequence(stepper, steps):
-    def call():
-        stepper.restart()
-        for t in range(steps):
-            stepper.step(t)
-
-    return call
