@@ -56,6 +56,9 @@ def parser() -> Parser:
     modes = top.add_subparsers(dest="mode", required=True)
     for name, mode in MODES.items():
         sub = modes.add_parser(name, prog=f"bench {name}")
+        # Of the options that the mode does not take, and of one whose default is the mode's.
+        sub.set_defaults(dtype="float32", peers=[], rounds=None, devices=None, add=False)
+        sub.set_defaults(algorithms=list(mode.algorithms))
         sub.add_argument(
             "--shapes",
             type=shapes,
@@ -77,7 +80,6 @@ def parser() -> Parser:
         for option in mode.options:
             flag, settings = OPTIONS[option]
             sub.add_argument(flag, **settings)
-        sub.set_defaults(algorithms=list(mode.algorithms))
     return top
 
 
@@ -103,8 +105,7 @@ def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
 
 def _rows(args: argparse.Namespace, mode: Mode) -> list[Row]:
     shapes: tuple[Shape, ...] = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
-    dtype = getattr(args, "dtype", "float32")
-    return [Row(cell, *shape, dtype=dtype) for shape in shapes for cell in args.cells]
+    return [Row(cell, *shape, dtype=args.dtype) for shape in shapes for cell in args.cells]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,35 +117,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     args = parser().parse_args(argv)
     mode = MODES[args.mode]
-    if "rounds" in mode.options and args.rounds is None:
-        args.rounds = 2 if args.smoke else 9
-    asked = getattr(args, "devices", None)
+    args.rounds = args.rounds or (2 if args.smoke else 9)
     try:
         if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
             raise BadArgument(reason)
-        args.devices = [1]
-        if "devices" in mode.options:
-            args.devices = _number_of_devices(asked, args.mode)
+        args.devices = (
+            _number_of_devices(args.devices, args.mode) if "devices" in mode.options else [1]
+        )
         rows = _rows(args, mode)
         described = environment.describe(max(args.devices))
         args.kept = {}
-        if getattr(args, "add", False):
+        if args.add:
             args.kept = kept.kept(args.json, args.mode, described["versions"])
     except (BadArgument, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    missing = roster.absent(getattr(args, "peers", []))
-    peers = [name for name in getattr(args, "peers", []) if name not in missing]
+    missing = roster.absent(args.peers)
+    peers = [name for name in args.peers if name not in missing]
     heading = _heading(described, missing, _left_out(rows, args.devices))
     print("\n".join(heading), flush=True)
-    with jax.enable_x64(getattr(args, "dtype", "float32") == "float64"):
+    with jax.enable_x64(args.dtype == "float64"):
         results = mode.run(args, rows, peers)
     document = {
         "schema": 1,
         "mode": args.mode,
         "command": shlex.join(["python", "scripts/bench.py", *argv]),
         "environment": described,
-        "rounds": getattr(args, "rounds", None),
+        "rounds": args.rounds if "rounds" in mode.options else None,
         "absent": missing,
         "devices": args.devices,
         **results,

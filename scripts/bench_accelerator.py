@@ -72,7 +72,7 @@ def run(names: list[str], smoke: bool, timeout: float) -> dict[str, dict[str, An
     """
     begin = time.monotonic()
     reports: dict[str, dict[str, Any]] = {}
-    with progress(sum(len(GROUPS[name].rows(smoke)) for name in names), "row") as tick:
+    with progress(sum(len(GROUPS[name].planned(smoke)) for name in names), "row") as tick:
         for k, name in enumerate(names):
             share = GROUPS[name].share / sum(GROUPS[rest].share for rest in names[k:])
             allowed = share * (timeout - (time.monotonic() - begin))

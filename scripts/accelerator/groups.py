@@ -33,67 +33,56 @@ class Group(NamedTuple):
     Attributes:
       title: for the tables.
       share: of the time of all groups.
-      rows: `(smoke) -> rows`, in order of value.
-      measure: `(row, smoke, device) -> what was found of it`.
+      rows: in order of value.
+      smoke: rows of a smoke run.
+      ways: `row -> ways to run it`; None where the rows are cases of kernels to be compared.
       on_host: whether JAX is to leave the accelerator alone.
     """
 
     title: str
     share: float
-    rows: Callable[[bool], Sequence[Any]]
-    measure: Callable[[Any, bool, str], dict[str, Any]]
+    rows: Sequence[Any]
+    smoke: Sequence[Any]
+    ways: Callable[[Row], Ways] | None
     on_host: bool = False
 
+    def planned(self, smoke: bool) -> Sequence[Any]:
+        """Return the rows to measure."""
+        return self.smoke if smoke else self.rows
 
-def _cases(smoke):
-    return correct.SMOKE if smoke else correct.CASES
-
-
-def _heads(smoke):
-    return rows.tiny(("bfloat16",), 32)[1:] if smoke else rows.heads()
-
-
-def _dense(smoke):
-    return rows.tiny(("float32",), 64)[:1] if smoke else rows.dense()
-
-
-def _torch(smoke):
-    if smoke:
-        return rows.tiny(("float32",), 64)
-    return rows.cudnn(("float16", "bfloat16", "float32"))
+    def measure(self, row: Any, smoke: bool, device: str) -> dict[str, Any]:
+        """Return what is found of a row."""
+        if self.ways is None:
+            return correct.compare(row, smoke)
+        found = measured(row, self.ways(row), 2 if smoke else ROUNDS, device)
+        own = self.ways is contestants.library
+        return found | ({"kernel": contestants.kernel(row)} if own else {})
 
 
-def _cudnn(smoke):
-    return rows.tiny(("float32",), 64)[:1] if smoke else rows.cudnn(("float32",))
-
-
-def _compare(case, smoke, _):
-    return correct.compare(case, smoke)
-
-
-def _library(row, smoke, device):
-    found = measured(row, contestants.library(row), _rounds(smoke), device)
-    return found | {"kernel": contestants.kernel(row)}
-
-
-def _by_torch(row, smoke, device):
-    return measured(row, torch_cudnn.contestants(row), _rounds(smoke), device)
-
-
-def _by_jax(row, smoke, device):
-    return measured(row, contestants.cudnn(row), _rounds(smoke), device)
-
-
-def _rounds(smoke):
-    return 2 if smoke else ROUNDS
-
-
+TINY = rows.tiny(("float32",), 64)
 GROUPS = {
-    "correct": Group("Kernels against the scan, on the device", 0.16, _cases, _compare),
-    "heads": Group("LSTM of heads, the kernel against the scan", 0.33, _heads, _library),
-    "dense": Group("Dense LSTM", 0.28, _dense, _library),
-    "torch": Group("Dense LSTM, cuDNN by PyTorch", 0.14, _torch, _by_torch, on_host=True),
-    "cudnn": Group("Dense LSTM, cuDNN by JAX", 0.09, _cudnn, _by_jax),
+    "correct": Group(
+        "Kernels against the scan, on the device", 0.16, correct.CASES, correct.SMOKE, None
+    ),
+    "heads": Group(
+        "LSTM of heads, the kernel against the scan",
+        0.33,
+        rows.heads(),
+        rows.tiny(("bfloat16",), 32)[1:],
+        contestants.library,
+    ),
+    "dense": Group("Dense LSTM", 0.28, rows.dense(), TINY[:1], contestants.library),
+    "torch": Group(
+        "Dense LSTM, cuDNN by PyTorch",
+        0.14,
+        rows.cudnn(("float16", "bfloat16", "float32")),
+        TINY,
+        torch_cudnn.contestants,
+        on_host=True,
+    ),
+    "cudnn": Group(
+        "Dense LSTM, cuDNN by JAX", 0.09, rows.cudnn(("float32",)), TINY[:1], contestants.cudnn
+    ),
 }
 """In the order in which they run."""
 
@@ -133,7 +122,7 @@ def run(name: str, smoke: bool, seconds: float) -> None:
     group = GROUPS[name]
     if group.on_host:
         jax.config.update("jax_platforms", "cpu")
-    planned = group.rows(smoke)
+    planned = group.planned(smoke)
     say(event="plan", rows=[str(row) for row in planned])
     if name == "torch" and (reason := roster.absence("torch")):
         say(event="absent", reason=reason)

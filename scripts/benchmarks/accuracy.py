@@ -11,33 +11,26 @@ import jax_bptt as jb
 from benchmarks import library, measure, plain
 from benchmarks.data import Data, Row, draw
 from benchmarks.models import cast, host
+from benchmarks.race import Settings
 
 SHAPES = ((1000, 4, 16, 32),)
 LIMITS = {"float64": 1e-12, "float32": 1e-5}
 """Largest relative error of any leaf that the library allows itself."""
 
 
-def run(rows: list[Row], algorithms: list[str], tick: Callable[[], Any]) -> dict[str, Any]:
-    """Compare the gradients of all rows in float64 and float32; return the JSON report."""
+def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Compare the gradients of a row in float64 and float32."""
     results = []
-    for row in rows:
-        for dtype, limit in LIMITS.items():
-            data = draw(row._replace(dtype=dtype), recurrent_bias=True)
-            want = _naive(data)
-            for text in algorithms:
-                errors = measure.errors(_explicit(data, text), want)
-                results.append(
-                    {
-                        **data.row._asdict(),
-                        "algorithm": text,
-                        "errors": errors,
-                        "error": max(errors.values()),
-                        "limit": limit,
-                        "met": max(errors.values()) <= limit,
-                    }
-                )
-                tick()
-    return {"rows": results, "agrees": all(row["met"] for row in results)}
+    for dtype, limit in LIMITS.items():
+        data = draw(row._replace(dtype=dtype), recurrent_bias=True)
+        want = _naive(data)
+        for text in settings.algorithms:
+            errors = measure.errors(_explicit(data, text), want)
+            error = max(errors.values())
+            found = {"algorithm": text, "errors": errors, "error": error}
+            results.append({**data.row._asdict(), **found, "limit": limit, "met": error <= limit})
+            tick()
+    return results
 
 
 def _start(data: Data) -> np.ndarray:

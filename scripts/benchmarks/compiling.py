@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import library, measure, network, plain, roster
 from benchmarks.data import GATES, Row
 from benchmarks.models import Model
+from benchmarks.race import Settings
 
 COMPILE_SHAPES = ((100, 32, 64, 128), (100_000, 32, 64, 128))
 NETWORK = "three_bidirectional_lstm_with_lengths"
@@ -101,20 +102,15 @@ def _compile_row(row, seconds, first):
     return {**row._asdict(), "competitors": entries}
 
 
-def temporary_memory(
-    rows: list[Row], algorithms: list[str], tick: Callable[[], Any]
-) -> dict[str, Any]:
-    """Compile every gradient and read off its temporary memory; return the JSON report."""
-    results = []
-    for row in rows:
-        state = row.T * row.B * row.H * jnp.dtype(row.dtype).itemsize
-        entries = []
-        for name, model in models(row, algorithms).items():
-            temp = lowered(model, row).compile().memory_analysis().temp_size_in_bytes
-            entries.append({"name": name, "temp_bytes": temp, "arrays_of_tbh": temp / state})
-            tick()
-        base = entries[-1]["temp_bytes"]
-        for entry in entries:
-            entry["share_of_plain"] = entry["temp_bytes"] / base if base else None
-        results.append({**row._asdict(), "competitors": entries})
-    return {"rows": results}
+def temporary_memory(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Compile the gradients of a row and read off their temporary memory."""
+    state = row.T * row.B * row.H * jnp.dtype(row.dtype).itemsize
+    entries = []
+    for name, model in models(row, settings.algorithms).items():
+        temp = lowered(model, row).compile().memory_analysis().temp_size_in_bytes
+        entries.append({"name": name, "temp_bytes": temp, "arrays_of_tbh": temp / state})
+        tick()
+    base = entries[-1]["temp_bytes"]
+    for entry in entries:
+        entry["share_of_plain"] = entry["temp_bytes"] / base if base else None
+    return [{**row._asdict(), "competitors": entries}]

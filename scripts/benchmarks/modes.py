@@ -28,7 +28,6 @@ from jax_bptt.testing import tables
 from jax_bptt.testing.tables import Table
 
 SCRIPT = Path(__file__).parents[1] / "bench.py"
-SMOKE_SIDE, SIDE = 64, 1024
 
 Report = dict[str, Any]
 
@@ -58,8 +57,7 @@ class Mode(NamedTuple):
 
 
 def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:
-    side = SMOKE_SIDE if args.smoke else SIDE
-    return race.Settings(args.algorithms, peers, args.rounds, args.devices, side)
+    return race.Settings(args.algorithms, peers, args.rounds, args.devices, args.smoke)
 
 
 def _measured(args, rows, measure):
@@ -108,25 +106,19 @@ def _compile(args, rows, _):
         return compiling.compile_times(rows, args.algorithms, args.rounds, tick)
 
 
-def _memory(args, rows, _):
-    with progress(len(rows) * (1 + len(args.algorithms))) as tick:
-        return compiling.temporary_memory(rows, args.algorithms, tick)
+def _each(
+    measure: Callable[[Row, race.Settings, Callable[[], Any]], list[Report]],
+    ticks: Callable[[race.Settings], int],
+) -> Callable[..., Report]:
+    """Return what measures row by row, each in so many ticks, and joins the lines of the report."""
 
+    def run(args, rows, _):
+        settings = _settings(args, [])
+        with progress(len(rows) * ticks(settings)) as tick:
+            found = [line for row in rows for line in measure(row, settings, tick)]
+        return {"rows": found, "agrees": all(line.get("met", True) for line in found)}
 
-def _accuracy(args, rows, _):
-    with progress(len(rows) * len(accuracy.LIMITS) * len(args.algorithms)) as tick:
-        return accuracy.run(rows, args.algorithms, tick)
-
-
-def _scaling(args, rows, _):
-    points = 2 if args.smoke else None
-    with progress(len(rows) * 3 * (points or 6)) as tick:
-        return scaling.run(rows, args.algorithms, args.rounds, points, tick)
-
-
-def _sequences(args, rows, _):
-    with progress(len(rows) * len(args.algorithms) * args.rounds) as tick:
-        return sequences.run(rows, args.algorithms, args.rounds, tick)
+    return run
 
 
 def _devices(args, rows, _):
@@ -136,8 +128,7 @@ def _devices(args, rows, _):
         command += ["--shapes", ";".join(",".join(map(str, shape)) for shape in sizes)]
         command += ["--dtype", args.dtype, "--rounds", str(args.rounds)]
         return sharding.run_in_processes(command, args.devices)
-    with progress(len(rows)) as tick:
-        return sharding.run(rows, args.devices[0], args.rounds, tick)
+    return _each(sharding.run_row, lambda settings: 1)(args, rows, _)
 
 
 _GRAD = Mode(
@@ -177,16 +168,29 @@ MODES = {
         cells=(*GATES, *network.DEPTHS),
         default_cells=compiling.COMPILE_CELLS,
     ),
-    "memory": Mode(compiling.MEMORY_SHAPES, _memory, report.memory, ("algorithms", "dtype")),
-    "accuracy": Mode(accuracy.SHAPES, _accuracy, report.accuracy, ("algorithms",)),
+    "memory": Mode(
+        compiling.MEMORY_SHAPES,
+        _each(compiling.temporary_memory, lambda settings: 1 + len(settings.algorithms)),
+        report.memory,
+        ("algorithms", "dtype"),
+    ),
+    "accuracy": Mode(
+        accuracy.SHAPES,
+        _each(accuracy.run_row, lambda settings: len(accuracy.LIMITS) * len(settings.algorithms)),
+        report.accuracy,
+        ("algorithms",),
+    ),
     "scaling": Mode(
         scaling.SHAPES,
-        _scaling,
+        _each(scaling.run_row, scaling.ticks),
         report.scaling,
         ("algorithms", "dtype", "rounds"),
     ),
     "sequences": Mode(
-        sequences.SHAPES, _sequences, report.sequences, ("algorithms", "dtype", "rounds")
+        sequences.SHAPES,
+        _each(sequences.run_row, lambda settings: len(settings.algorithms) * settings.rounds),
+        report.sequences,
+        ("algorithms", "dtype", "rounds"),
     ),
     "devices": Mode(
         sharding.SHAPES,

@@ -14,6 +14,9 @@ from benchmarks.data import Row, draw, forward_flops
 from benchmarks.measure import Prepared, Task
 
 FLOOR = "floor"
+SMOKE_SIDE, SIDE = 64, 1024
+"""Of the floor's matrices."""
+
 JAX_PEERS = ("flax", "nnx", "haiku", "equinox")
 WIDE = 8
 """Sequences side by side from which on a row counts in a summary of its own."""
@@ -27,14 +30,14 @@ class Settings(NamedTuple):
       peers: names of the peers that can be imported.
       rounds: interleaved rounds per row.
       devices: the numbers of JAX's devices on which everything is tried, least first.
-      side: of the floor's matrices.
+      smoke: whether sizes are tiny.
     """
 
     algorithms: list[str]
     peers: list[str]
     rounds: int
     devices: list[int]
-    side: int
+    smoke: bool
 
 
 TASKS = {"grad": measure.GRADIENT, "forward": measure.FORWARD}
@@ -123,7 +126,8 @@ def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -
         kinked = equations in plain.KINKED
         contestants.append(Contestant(competitor.name, prepared, expected[equations], kinked))
     flops = task.products * forward_flops(row)
-    floors = {n: measure.floor(flops, data, measure.mesh_of(n), settings.side) for n in counts}
+    side = SMOKE_SIDE if settings.smoke else SIDE
+    floors = {n: measure.floor(flops, data, measure.mesh_of(n), side) for n in counts}
     calls = {(FLOOR, n): call for n, (call, _) in floors.items()}
     entries, seconds = contest(row, contestants, settings.rounds, tick, calls)
     floor_s = min(scale * float(np.median(seconds[FLOOR, n])) for n, (_, scale) in floors.items())

@@ -48,9 +48,7 @@ def absent(names: list[str]) -> dict[str, str]:
 
 
 def jax_model(name: str, row: Row) -> Model | None:
-    """Return the JAX layer of a baseline or peer, None where it has no such cell."""
-    if name == PLAIN:
-        return plain.plain(row.cell)
+    """Return the layer of a peer under JAX, None where it has no such cell."""
     make = roster.ADAPTERS[name].layer
     assert make is not None, name
     with roster.undisturbed():

@@ -8,10 +8,19 @@ import numpy as np
 
 from benchmarks import compiling, measure
 from benchmarks.data import Row, draw
+from benchmarks.race import Settings
 
 SHAPES = ((256, 4, 32, 64),)
 AXES = {"T": 65_536, "B": 256, "H": 1024}
 """The axes that are varied, and how far each goes from where the row has it, or from above."""
+
+
+SMOKE_POINTS = 2
+
+
+def ticks(settings: Settings) -> int:
+    """Return about how many sizes are measured for a row."""
+    return len(AXES) * (SMOKE_POINTS if settings.smoke else 6)
 
 
 def sizes(axis: str, row: Row, factor: int, points: int) -> list[int]:
@@ -24,51 +33,43 @@ def points_to(axis: str, row: Row, factor: int) -> int:
     return max(2, 1 + round(np.log(AXES[axis] / getattr(row, axis)) / np.log(factor)))
 
 
-def run(
-    rows: list[Row], algorithms: list[str], rounds: int, points: int | None, tick: Callable
-) -> dict[str, Any]:
-    """Measure every row along each axis; return the JSON report.
-
-    Args:
-      rows: where the axes cross; each axis is varied from there upwards with the others fixed.
-      algorithms: of the library.
-      rounds: interleaved rounds per size.
-      points: sizes per axis; None for as many as reach the end of the axis.
-      tick: called after each size.
-    """
+def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Measure along each axis, from the row upwards with the other axes fixed."""
     results = []
-    for row in rows:
-        for axis in AXES:
-            factor = 4 if axis == "T" else 2
-            count = points_to(axis, row, factor) if points is None else points
-            values = sizes(axis, row, factor, count)
-            at = [_measure(row._replace(**{axis: v}), algorithms, rounds, tick) for v in values]
-            for name in at[0]:
-                results.append(
-                    {
-                        **row._asdict(),
-                        "axis": axis,
-                        "sizes": values,
-                        "name": name,
-                        "seconds": [point[name][0] for point in at],
-                        "temp_bytes": [point[name][1] for point in at],
-                        "arrays_of_tbh": [point[name][2] for point in at],
-                        "time_slope": slope(values, [point[name][0] for point in at]),
-                        "memory_slope": slope(values, [point[name][1] for point in at]),
-                    }
-                )
-    return {"rows": results}
+    for axis in AXES:
+        factor = 4 if axis == "T" else 2
+        count = SMOKE_POINTS if settings.smoke else points_to(axis, row, factor)
+        values = sizes(axis, row, factor, count)
+        at = [_measure(row._replace(**{axis: value}), settings, tick) for value in values]
+        for name in at[0]:
+            columns = zip(*(point[name] for point in at), strict=True)
+            seconds, temp, arrays = (list(column) for column in columns)
+            results.append(
+                {
+                    **row._asdict(),
+                    "axis": axis,
+                    "sizes": values,
+                    "name": name,
+                    "seconds": seconds,
+                    "temp_bytes": temp,
+                    "arrays_of_tbh": arrays,
+                    "time_slope": slope(values, seconds),
+                    "memory_slope": slope(values, temp),
+                }
+            )
+    return results
 
 
-def _measure(row, algorithms, rounds, tick):
+def _measure(row, settings, tick):
     """Return name -> (median seconds, temporary bytes, the same in arrays of [T, B, H])."""
     data = draw(row)
     state = row.T * row.B * row.H * jnp.dtype(row.dtype).itemsize
     prepared = {
         name: measure.prepare(model, data, measure.GRADIENT, None)
-        for name, model in compiling.models(row, algorithms).items()
+        for name, model in compiling.models(row, settings.algorithms).items()
     }
-    seconds = measure.rounds({name: p.call for name, p in prepared.items()}, rounds, lambda: None)
+    calls = {name: p.call for name, p in prepared.items()}
+    seconds = measure.rounds(calls, settings.rounds, lambda: None)
     tick()
     temp = {name: p.temp_bytes or 1 for name, p in prepared.items()}  # 1: there is a logarithm
     return {

@@ -11,6 +11,7 @@ import jax_bptt as jb
 from benchmarks import library, measure
 from benchmarks.data import Row, draw
 from benchmarks.models import cast
+from benchmarks.race import Settings
 
 SHAPES = ((128, 32, 128, 256), (1024, 32, 64, 128), (512, 16, 64, 64))
 """Default (T, B, I, H)."""
@@ -29,32 +30,28 @@ def options(row: Row) -> dict[str, dict[str, Any]]:
     }
 
 
-def run(
-    rows: list[Row], algorithms: list[str], rounds: int, tick: Callable[[], Any]
-) -> dict[str, Any]:
-    """Time the gradient with each option in interleaved rounds; return the JSON report."""
+def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Time the gradient of a row with each option in interleaved rounds."""
     results = []
-    for row in rows:
-        data, cell = draw(row), library.cell_of(row)
-        for text in algorithms:
-            algorithm = library.algorithm(text)
-            params = library.model(row, algorithm).pack(cast(data.weights, row.dtype))
-            xs = jnp.asarray(data.xs, row.dtype)
-            calls = {
-                name: _call(cell, algorithm, params, xs, given)
-                for name, given in options(row).items()
+    data, cell = draw(row), library.cell_of(row)
+    for text in settings.algorithms:
+        algorithm = library.algorithm(text)
+        params = library.model(row, algorithm).pack(cast(data.weights, row.dtype))
+        xs = jnp.asarray(data.xs, row.dtype)
+        calls = {
+            name: _call(cell, algorithm, params, xs, given) for name, given in options(row).items()
+        }
+        seconds = measure.rounds(calls, settings.rounds, tick)
+        entries = [
+            {
+                "name": name,
+                **measure.spread(times),
+                "against_none": measure.ratio(times, seconds[WITHOUT]),
             }
-            seconds = measure.rounds(calls, rounds, tick)
-            entries = [
-                {
-                    "name": name,
-                    **measure.spread(times),
-                    "against_none": measure.ratio(times, seconds[WITHOUT]),
-                }
-                for name, times in seconds.items()
-            ]
-            results.append({**row._asdict(), "algorithm": text, "competitors": entries})
-    return {"rows": results}
+            for name, times in seconds.items()
+        ]
+        results.append({**row._asdict(), "algorithm": text, "competitors": entries})
+    return results
 
 
 def _call(cell, algorithm, params, xs, given):

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 import jax_bptt as jb
 from benchmarks import data, hlo, library, measure, models, network
 from benchmarks.data import GATES, Row
+from benchmarks.race import Settings
 
 SHAPES = ((128, 40, 64, 128),)
 """Default (T, B, I, H). Five divides B and no other size, so that rows of a product stand out from
@@ -93,18 +94,14 @@ def features(row: Row) -> set[int]:
     return inputs | {row.H, gates * row.H} | {i + row.H for i in inputs}
 
 
-def run(rows: list[Row], devices: int, rounds: int, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Compile, read and time all rows whose batch the devices divide; return the JSON report."""
-    results = []
-    for row in rows:
-        if row.B % devices == 0:
-            results.append(run_row(row, devices, rounds))
-        tick()
-    return {"rows": results}
+def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Compile both ways, read the programs, compare with one device in float64, and time.
 
-
-def run_row(row: Row, devices: int, rounds: int) -> dict[str, Any]:
-    """Compile both ways, read the programs, compare with one device in float64, and time."""
+    Nothing is found of a row whose batch the devices do not divide.
+    """
+    (devices,) = settings.devices
+    if row.B % devices:
+        return []
     mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
     made = problem(row)
     whole = measure.compiled(jax.grad(made.loss, argnums=(0, 1)), made.args).executable
@@ -124,17 +121,14 @@ def run_row(row: Row, devices: int, rounds: int) -> dict[str, Any]:
                 "error": error[name],
             }
         )
-    seconds = measure.rounds(calls, rounds, lambda: None)
+    seconds = measure.rounds(calls, settings.rounds, lambda: None)
+    tick()
     for entry in entries:
         times = seconds[entry["name"]]
         entry |= measure.spread(times)
         entry["against_shard_map"] = measure.ratio(times, seconds["shard_map"])
-    return {
-        **row._asdict(),
-        "devices": devices,
-        "whole_product_rows": _rows(hlo.parse(whole.as_text()), row),
-        "competitors": entries,
-    }
+    found = {"devices": devices, "whole_product_rows": _rows(hlo.parse(whole.as_text()), row)}
+    return [{**row._asdict(), **found, "competitors": entries}]
 
 
 def _rows(program: hlo.Program, row: Row) -> list[int] | None:

@@ -95,7 +95,7 @@ def test_ways_are_timed_or_say_why_not(smoke):
 
 @pytest.mark.slow
 def test_no_accelerator_is_said(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "bench_accelerator.py"), "--groups", "correct"]
+    command = [sys.executable, str(SCRIPTS / "bench.py"), "accelerator", "--groups", "correct"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 2
     assert "no accelerator was found" in done.stderr and done.stdout == ""

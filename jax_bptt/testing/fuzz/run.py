@@ -12,7 +12,6 @@ Compilation is what takes the time, so that a few draws in a row share their com
 it one program; the numbers, lengths, resets and masks are each draw's own.
 """
 
-import argparse
 import collections
 import functools
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from jax_bptt.core.types import PyTree
 from jax_bptt.testing import numerics
+from jax_bptt.testing.arguments import Parser
 from jax_bptt.testing.fuzz.compositions import Composition, draw_composition, draw_numbers
 from jax_bptt.testing.suite import RAISED
 
@@ -225,8 +225,7 @@ def _progress(indices: range) -> Iterable[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status, 1 where a draw failed."""
-    parser = argparse.ArgumentParser(prog="python -m jax_bptt.testing.fuzz", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m jax_bptt.testing.fuzz", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of all chance")
     parser.add_argument("--draws", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
