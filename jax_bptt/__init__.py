@@ -19,8 +19,8 @@ Cells around cells
 Running
     unroll step bptt_gradients; options lengths, resets, mask, reset_state, reverse
 Algorithms
-    bptt (the default) autodiff associative fused; truncated artbp, whose gradient is cut; explain
-    says what would run
+    bptt (the default) checkpointed, in less memory; autodiff associative fused; truncated artbp,
+    whose gradient is cut; explain says what would run
 Layers
     layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
     recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
@@ -44,6 +44,7 @@ from jax_bptt.algorithms.artbp import PowerLaw, artbp
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
+from jax_bptt.algorithms.checkpointed import checkpointed
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
@@ -130,6 +131,7 @@ __all__ = [
     "bidirectional",
     "bptt",
     "bptt_gradients",
+    "checkpointed",
     "contributions",
     "conv_lstm",
     "ctrnn",

@@ -165,6 +165,8 @@ ALGORITHMS = {
     "bptt_kept": jb.bptt(block_length=3, recompute=False),
     "autodiff": jb.autodiff(),
     "fused": jb.fused(),
+    # Three blocks and a step that is left over; the second block is passed by before the third.
+    "checkpointed": jb.checkpointed(count=0, block_length=2),
 }
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written

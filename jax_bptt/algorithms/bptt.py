@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -119,21 +119,28 @@ def _forward(
 
     def block(state, steps):
         _, (xs, controls) = steps
-        own = Inputs(weights, state, xs, start, controls)
-        last_state, states, feedbacks = forward_scan(cell, own, keep)
-        if not keep or not isinstance(cell.step, GatedStep):
-            return last_state, (states, None)
-        prevs = entering(start, state, states, controls)
-        drives = over_time(cell, cell.project)(weights, xs)
-        stretch = Stretch(prevs, drives, states)
-        residuals = gated_residuals(cell.step, weights, stretch, feedbacks)
-        return last_state, (states, jax.tree.leaves(residuals))
+        return run_block(cell, Inputs(weights, state, xs, start, controls), keep)
 
     last_state, (states, residuals) = blocks.scan_blocks(
         block, state, (None, (xs, controls)), length
     )
     ys = over_time(cell, cell.readout)(weights, states)
     return (last_state, ys), Saved(inputs, states, residuals)
+
+
+def run_block(
+    cell: Cell, inputs: Inputs, keep: bool
+) -> tuple[PyTree, tuple[PyTree, list[Array] | None]]:
+    """Return (s_K, (s_1..s_K, residuals)) of K steps; residuals None for none, as in `Saved`."""
+    weights, state, xs, start, controls = inputs
+    last_state, states, feedbacks = forward_scan(cell, inputs, keep)
+    if not keep or not isinstance(cell.step, GatedStep):
+        return last_state, (states, None)
+    prevs = entering(start, state, states, controls)
+    drives = over_time(cell, cell.project)(weights, xs)
+    stretch = Stretch(prevs, drives, states)
+    residuals = gated_residuals(cell.step, weights, stretch, feedbacks)
+    return last_state, (states, jax.tree.leaves(residuals))
 
 
 def in_blocks(
@@ -157,23 +164,48 @@ def in_blocks(
     """
     (weights, state, xs, start, controls), states, residuals = saved
 
-    def block(carry, steps):
-        lam, d_start, d_weights = carry
+    def block(total, steps):
         first, (states, xs, controls, d_ys, residuals) = steps
         own = Inputs(weights, first, xs, start, controls)
         around = reverse.surroundings(cell, own, states, d_ys, residuals)
-        part = gradient(own, around, lam)
-        d_weights = trees.accumulate(d_weights, part.weights)
-        return (part.state, trees.add(d_start, part.start), d_weights), part.xs
+        return total.with_block(gradient(own, around, total.lam))
 
-    zeros = trees.zero_gradient(start), trees.zero_gradient(weights)
-    carry = lam, *devices.vary_alike(zeros, saved)
     steps = states, xs, controls, d_ys, residuals
     firsts = blocks.firsts(state, states, length)
-    (lam, d_start, d_weights), d_xs = blocks.scan_blocks(
-        block, carry, (firsts, steps), length, reverse=True
+    total, d_xs = blocks.scan_blocks(
+        block, begin_total(saved, lam), (firsts, steps), length, reverse=True
     )
-    return Gradient(trees.cast_gradient(d_weights, weights), lam, d_xs, d_start)
+    return total.gradient(weights, d_xs)
+
+
+class Total(NamedTuple):
+    """What the reverse pass carries from block to block.
+
+    Attributes:
+      lam: what reaches the state before the latest block.
+      d_start: what has reached the start, None without resets.
+      d_weights: the weights' gradient so far, in the dtype of its accumulators.
+    """
+
+    lam: PyTree
+    d_start: PyTree
+    d_weights: PyTree
+
+    def with_block(self, part: Gradient) -> tuple["Total", PyTree]:
+        """Return the total with the gradient of one more block, and that of its inputs."""
+        d_weights = trees.accumulate(self.d_weights, part.weights)
+        return Total(part.state, trees.add(self.d_start, part.start), d_weights), part.xs
+
+    def gradient(self, weights: PyTree, d_xs: PyTree) -> Gradient:
+        """Return the gradient of the run."""
+        return Gradient(trees.cast_gradient(self.d_weights, weights), self.lam, d_xs, self.d_start)
+
+
+def begin_total(saved: Any, lam: PyTree) -> Total:
+    """Return the total before the last block; `saved` by the forward pass, its `inputs` within."""
+    weights, _, _, start, _ = saved.inputs
+    zeros = trees.zero_gradient(start), trees.zero_gradient(weights)
+    return Total(lam, *devices.vary_alike(zeros, saved))
 
 
 def keeps(state: PyTree) -> bool:

@@ -4,18 +4,27 @@ import jax
 
 from jax_bptt.algorithms.bptt import block_length_of, keeps
 from jax_bptt.core import tracing
-from jax_bptt.core.checks import batch_shape
-from jax_bptt.core.types import Cell, DiagonalStep, GatedStep, PyTree
+from jax_bptt.core.checks import batch_shape, require, shown
+from jax_bptt.core.sequence import Controls
+from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep, Inputs, PyTree
 from jax_bptt.kernels.choice import check_device, choose
 
 
-def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None) -> str:
+def explain(
+    cell: Cell,
+    params: PyTree,
+    xs: PyTree,
+    *,
+    algorithm: Algorithm | None = None,
+    device: str | None = None,
+) -> str:
     """Return in words what `fused()` and `unroll` would run, and what stands in a kernel's way.
 
     Args:
       cell: a `Cell`.
       params: its parameters, or their `jax.ShapeDtypeStruct`.
       xs: [T, *batch, I], or its `jax.ShapeDtypeStruct`.
+      algorithm: one that depends on the shapes, `checkpointed()`, to ask about it alone.
       device: "gpu", "cpu" or "tpu", to ask about another device than JAX's default one.
 
     Returns:
@@ -24,7 +33,7 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
       `autodiff()` would be better for.
 
     Raises:
-      ValueError: the device is none of these.
+      ValueError: the device is none of these, or the algorithm has nothing to say.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -38,11 +47,20 @@ def explain(cell: Cell, params: PyTree, xs: PyTree, *, device: str | None = None
       for derivatives of second and higher order autodiff() takes two thirds of its time
     """
     check_device("explain", device)
+    told = None if algorithm is None else algorithm.explain
+    require(
+        algorithm is None or told is not None,
+        f"explain: {shown(algorithm)} does the same whatever the shapes; leave algorithm out to "
+        "hear what unroll runs by default",
+    )
     found = []
 
     def look(params, xs):
         weights = cell.prepare(params)
         state = cell.initial_state(params, batch_shape(cell, xs))
+        if told is not None:
+            found.append(told(cell, Inputs(weights, state, xs, None, Controls())))
+            return
         found.append(_fused(cell, weights, state, xs, device))
         found.append(_unrolled(cell, weights, state, xs))
 

@@ -1,5 +1,6 @@
 """Facts about functions, read off their jaxprs, JAX's notation for what a traced function does."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -60,3 +61,31 @@ def contains(jaxpr: Jaxpr, name: str) -> bool:
 
 def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
     return (v for v in atoms if not isinstance(v, Literal))
+
+
+def peak_bytes(jaxpr: Jaxpr) -> int:
+    """Return the most bytes that are there at a time, operation by operation, beside the arguments.
+
+    A compiler that fuses operations takes fewer, unless it makes copies.
+    """
+    equations = live(jaxpr)
+    arguments = {*jaxpr.invars, *jaxpr.constvars}
+    last = {v: k for k, eqn in enumerate(equations) for v in _variables(eqn.invars)}
+    last.update(dict.fromkeys(_variables(jaxpr.outvars), len(equations)))
+    there, peak = 0, 0
+    for k, eqn in enumerate(equations):
+        results = sum(_bytes(v) for v in eqn.outvars if v in last)
+        inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()))]
+        within = max([peak_bytes(p) for p in inner if isinstance(p, Jaxpr)], default=0)
+        # What a function that is called returns is what it made; a loop stacks copies of it.
+        most = max(within, results) if called(eqn) else within + results
+        peak = max(peak, there + most)
+        there += results
+        read = {v for v in _variables([*eqn.invars, *eqn.outvars]) if last.get(v) == k}
+        there -= sum(map(_bytes, read - arguments))
+    return peak
+
+
+def _bytes(variable: Any) -> int:
+    aval = variable.aval
+    return math.prod(aval.shape) * aval.dtype.itemsize

@@ -198,6 +198,7 @@ class _Algorithm(NamedTuple):
     forward: Callable[..., tuple[tuple[PyTree, PyTree], Any]] | None = None
     backward: Callable[..., Gradient] | None = None
     controls: Callable[..., Any] | None = None
+    explain: Callable[..., str] | None = None
 
 
 class Algorithm(Value, _Algorithm):
@@ -213,4 +214,6 @@ class Algorithm(Value, _Algorithm):
         differentiates `run`.
       controls: `(cell, inputs) -> controls` to run with in place of those of `inputs`, such as with
         a factor on what crosses a step; it may close over traced values. None to leave them.
+      explain: `(cell, inputs) -> str`, in words what it would do, for `jax_bptt.explain`; None for
+        nothing to say.
     """

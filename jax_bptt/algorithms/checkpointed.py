@@ -1,0 +1,222 @@
+"""The exact gradient from few states: what came between them is run again in the reverse pass."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_bptt.algorithms.bptt import begin_total, run_block
+from jax_bptt.algorithms.memory import Plan, by_bytes, by_count, in_words, parsed, part, slices
+from jax_bptt.algorithms.schedule import schedule
+from jax_bptt.core import blocks, devices, reverse, trees
+from jax_bptt.core.checks import is_integer, require, shown
+from jax_bptt.core.forward import forward_scan, over_time
+from jax_bptt.core.types import Algorithm, Cell, Gradient, Inputs, PyTree
+from jax_bptt.core.values import as_value
+
+
+class Saved(NamedTuple):
+    """Residuals of the forward pass, for the reverse pass.
+
+    Attributes:
+      inputs: of the run.
+      slots: states, [slots, *batch, ...], as `schedule` numbers them.
+      plan: by which they were kept.
+    """
+
+    inputs: Inputs
+    slots: PyTree
+    plan: Plan
+
+
+@as_value
+def checkpointed(
+    *,
+    count: int | None = None,
+    block_length: int | None = None,
+    memory_budget: str | int | None = None,
+) -> Algorithm:
+    """Return exact backpropagation through time that keeps few states and runs blocks again.
+
+        lambda_{t-1} = J_t^T lambda_t + g_{t-1}           t = T..1
+        dL/dW        = sum_t (d+ s_t / dW)^T lambda_t
+
+    Time is in blocks of K steps. The forward pass keeps the states at the beginnings of some of
+    them. The reverse pass takes the blocks last to first, and runs each again, from its first
+    state, for what it has to know of its steps. Where that state is not kept it is come to from
+    the nearest one before it that is, and states are kept on the way in room that has become free:
+    by the schedule of Griewank and Walther, no other runs fewer blocks for so many states.
+
+    Exact, the same as `bptt()` but for rounding. Beside inputs and outputs memory takes `count`
+    states and a few more, and what is made of one block; compile time does not depend on T. In
+    forward mode nothing is kept. A second derivative takes the memory of about sqrt(T) states and
+    of what JAX saves of sqrt(T) steps, whatever the arguments.
+
+    Args:
+      count: states kept at a time, beside the first and the last. By default those of all blocks,
+        so that each step is run again once.
+      block_length: K, in steps. By default about sqrt(T), or T / (count + 1) where `count` is
+        given; 1 is the schedule over single steps.
+      memory_budget: bytes, or text such as "64MB" (10^6 bytes) or "1.5GiB" (2^30), that the
+        compiled gradient may take beside inputs and outputs, in place of the other two: K and
+        `count` are chosen for the shapes and dtypes of the run such that the fewest steps are run
+        again. Under `jax.vmap` it is that of one example, and where XLA splits the batch over
+        devices that of all of them. What a block takes is counted in its traced reverse pass, a
+        quarter added for what a compiler copies.
+
+    Returns:
+      An `Algorithm` for `unroll`; `explain` says what it keeps and runs again.
+
+    Raises:
+      ValueError: a number is not positive, or `memory_budget` is given besides, no size, or below
+        the least possible, which the message names.
+
+    References:
+      A. Griewank and A. Walther (2000), "Algorithm 799: revolve". A. Gruslys, R. Munos, I.
+      Danihelka, M. Lanctot and A. Graves (2016), "Memory-efficient backpropagation through time".
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jax_bptt as jb
+      >>> cell = jb.lstm(input_size=3, hidden_size=4)
+      >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((100, 2, 3))
+      >>> algorithm = jb.checkpointed(count=4, block_length=5)
+      >>> jb.unroll(cell, params, xs, algorithm=algorithm)[1].shape
+      (100, 2, 4)
+      >>> jb.explain(cell, params, xs, algorithm=algorithm).splitlines()[-1]
+      'the reverse pass runs 170 steps forward again'
+    """
+    for name, number in (("count", count), ("block_length", block_length)):
+        least = 0 if name == "count" else 1
+        require(
+            number is None or (is_integer(number) and number >= least),
+            f"checkpointed: {name} must be a whole number, {least} or more, or None, got "
+            f"{shown(number)}",
+        )
+    require(
+        memory_budget is None or (count is None and block_length is None),
+        "checkpointed: memory_budget chooses count and block_length; pass it alone, or these",
+    )
+    budget = None if memory_budget is None else parsed(memory_budget)
+
+    def plan(cell, inputs):
+        if budget is not None:
+            return by_bytes(cell, inputs, budget)
+        return by_count(inputs, count, block_length)
+
+    def forward(cell, inputs):
+        return _forward(cell, inputs, plan(cell, inputs))
+
+    def explain(cell, inputs):
+        return in_words(cell, inputs, plan(cell, inputs))
+
+    return Algorithm(_run, forward, _backward, explain=explain)
+
+
+def _run(cell: Cell, inputs: Inputs) -> tuple[PyTree, PyTree]:
+    """Return (last_state, ys), in blocks that JAX runs again for its own reverse mode."""
+    weights, state, xs, start, controls = inputs
+
+    @jax.checkpoint
+    def block(state, xs, controls):
+        return _outputs(cell, Inputs(weights, state, xs, start, controls))
+
+    def each(state, steps):
+        return block(state, *steps[1])
+
+    length = by_count(inputs, None, None).length
+    return blocks.scan_blocks(each, state, (None, (xs, controls)), length)
+
+
+def _outputs(cell: Cell, inputs: Inputs) -> tuple[PyTree, PyTree]:
+    last_state, states, _ = forward_scan(cell, inputs)
+    return last_state, over_time(cell, cell.readout)(inputs.weights, states)
+
+
+def _forward(cell: Cell, inputs: Inputs, plan: Plan) -> tuple[tuple[PyTree, PyTree], Saved]:
+    """Run all blocks, each state into the slot that the schedule has for it."""
+    steps, length = plan.steps, plan.length
+
+    def block(carry, action):
+        state, slots, ys = carry
+        at = action.block * length
+        state, own = _outputs(cell, part(inputs, state, at, length))
+        return (state, _put(slots, state, action.store), _write(ys, own, at)), None
+
+    # Made of what they hold, so that they lie on devices as that does.
+    slots = _repeated(inputs.state, plan.slots)
+    ys = _repeated(cell.readout(inputs.weights, inputs.state), steps)
+    actions = schedule(plan.blocks, plan.count)[0]
+    carry = inputs.state, slots, ys
+    last_state, slots, ys = lax.scan(block, carry, actions)[0] if plan.blocks else carry
+    if plan.rest:
+        at = steps - plan.rest
+        last_state, own = _outputs(cell, part(inputs, last_state, at, plan.rest))
+        ys = _write(ys, own, at)
+    return (last_state, ys), Saved(inputs, slots, plan)
+
+
+def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
+    """Run and reverse the blocks as scheduled, what is left over of T first."""
+    inputs, slots, plan = saved
+    actions = schedule(plan.blocks, plan.count)[1]
+    straight = bool(actions.reverse.all())  # then the states that are kept stay as they are
+
+    def again(state, at, length):
+        own = part(inputs, state, at, length)
+        return own, *run_block(cell, own, keep=True)
+
+    def pull(own, made, total, at, length):
+        (states, residuals), g = made, slices(d_ys, at, length)
+        around = reverse.surroundings(cell, own, states, g, residuals)
+        return total.with_block(reverse.gradient(own, around, total.lam))
+
+    def block(carry, action):
+        kept, total, d_xs = carry
+        at = action.block * plan.length
+        own, last_state, made = again(
+            _read(slots if straight else kept, action.load), at, plan.length
+        )
+
+        def reversed_block(total):
+            return pull(own, made, total, at, plan.length)
+
+        if straight:
+            total, d_x = reversed_block(total)
+        else:
+            kept = _put(kept, last_state, action.store)
+            # What a block that is only passed by writes is written over when it is reversed.
+            before = slices(d_xs, at, plan.length)
+            total, d_x = lax.cond(
+                action.reverse, reversed_block, lambda total: (total, before), total
+            )
+        return (kept, total, _write(d_xs, d_x, at)), None
+
+    total = begin_total(saved, lam)
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(a) if trees.is_inexact(a) else None, inputs.xs)
+    d_xs = devices.vary_alike(zeros, saved)
+    if plan.rest:
+        at = plan.steps - plan.rest
+        own, _, made = again(_read(slots, -1), at, plan.rest)
+        total, d_x = pull(own, made, total, at, plan.rest)
+        d_xs = _write(d_xs, d_x, at)
+    carry = None if straight else slots, total, d_xs
+    _, total, d_xs = lax.scan(block, carry, actions)[0] if plan.blocks else carry
+    return total.gradient(inputs.weights, d_xs)
+
+
+def _write(tree: PyTree, steps: PyTree, at: Any) -> PyTree:
+    """Return `tree` [T, ...] with these steps from step `at` on."""
+    return jax.tree.map(lambda a, s: lax.dynamic_update_slice_in_dim(a, s, at, 0), tree, steps)
+
+
+def _read(slots: PyTree, slot: Any) -> PyTree:
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, slot, keepdims=False), slots)
+
+
+def _put(slots: PyTree, state: PyTree, slot: Any) -> PyTree:
+    return jax.tree.map(lambda a, s: lax.dynamic_update_index_in_dim(a, s, slot, 0), slots, state)
+
+
+def _repeated(tree: PyTree, times: int) -> PyTree:
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (times, *a.shape)), tree)

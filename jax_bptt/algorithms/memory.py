@@ -1,0 +1,199 @@
+"""Block length and number of states of `checkpointed`, by count or by bytes of memory."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from jax_bptt.algorithms.bptt import Total, block_length_of, run_block
+from jax_bptt.algorithms.schedule import repetitions, runs
+from jax_bptt.core import jaxprs, reverse, trees
+from jax_bptt.core.checks import is_integer, require, shown
+from jax_bptt.core.forward import over_time
+from jax_bptt.core.types import Cell, Inputs, PyTree
+from jax_bptt.core.values import Value
+
+COPIES = 5 / 4
+"""Bytes that XLA takes for a block over those that its operations need one by one."""
+
+BEGINNING = 4
+"""Steps that take as long as beginning a block does, which adds up the weights' gradient."""
+
+UNITS = {"B": 1} | {
+    f"{prefix}{binary}B": (1024 if binary else 1000) ** power
+    for power, prefix in enumerate("KMGT", start=1)
+    for binary in ("", "i")
+}
+
+
+class _Plan(NamedTuple):
+    steps: int
+    length: int
+    count: int
+
+
+class Plan(Value, _Plan):
+    """What is kept of a run.
+
+    Attributes:
+      steps: T.
+      length: K, steps of a block.
+      count: states kept at a time, beside the first, the last and the latest.
+    """
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of K steps."""
+        return self.steps // self.length
+
+    @property
+    def rest(self) -> int:
+        """Steps that are left over of T."""
+        return self.steps % self.length
+
+    @property
+    def slots(self) -> int:
+        """States that there is room for."""
+        return self.count + 3
+
+    @property
+    def again(self) -> int:
+        """Steps that the reverse pass runs forward."""
+        n = self.blocks
+        return self.rest + (self.length * (runs(n, self.count) + 1) if n else 0)
+
+
+def by_count(inputs: Inputs, count: int | None, block_length: int | None) -> Plan:
+    """Return the plan for a number of states and a block length, None for the default."""
+    steps = _steps(inputs)
+    if block_length is None:
+        block_length = math.isqrt(steps) if count is None else -(-steps // (count + 1))
+    length = max(min(block_length, steps), 1)
+    most = max(steps // length - 2, 0)
+    return Plan(steps, length, most if count is None else min(count, most))
+
+
+def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
+    """Return the plan that runs the fewest steps again within `budget` bytes."""
+    steps, state = _steps(inputs), _bytes(inputs.state)
+    fixed, each = block_bytes(cell, inputs)
+    longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
+    halves = [longest >> times for times in range(longest.bit_length())]
+    lengths = [min(_near(steps, length), max(steps, 1)) for length in halves]
+
+    def needed(length, count):
+        return math.ceil(fixed + length * each) + (count + 3) * state
+
+    least = {k: needed(k, _fewest(steps // k)) for k in lengths}
+    require(
+        budget >= min(least.values()),
+        f"checkpointed: memory_budget of {budget} bytes is below the least possible for these "
+        f"shapes, {min(least.values())} bytes. Pass that or more, or a smaller batch.",
+    )
+    plans = []
+    for k in lengths:
+        if least[k] <= budget:
+            count = (budget - needed(k, 0)) // max(state, 1)
+            plans.append(by_count(inputs, count, k))
+    return min(plans, key=lambda plan: plan.again + BEGINNING * plan.blocks)
+
+
+def block_bytes(cell: Cell, inputs: Inputs) -> tuple[int, float]:
+    """Return bytes of the reverse pass through a block: of any, and for each step.
+
+    An upper bound for blocks of any length, since what is there at any point is so many bytes and
+    so many for each step: the most of the former and the most of the latter.
+    """
+    one, many = 2, 2**16
+
+    def peak(length):
+        def block(weights, state, xs, start, controls, lam):
+            own = part(Inputs(weights, state, xs, start, controls), state, 0, length)
+            last_state, (states, residuals) = run_block(cell, own, keep=True)
+            # Of the shapes of the cotangents that they stand for.
+            ys = over_time(cell, cell.readout)(weights, states)
+            around = reverse.surroundings(cell, own, states, trees.partition(ys)[0], residuals)
+            total = Total(lam, trees.zero_gradient(start), trees.zero_gradient(weights))
+            return last_state, total.with_block(reverse.gradient(own, around, lam))
+
+        def of(a, steps=None):
+            shape = a.shape if steps is None else (steps, *a.shape[1:])
+            return jax.ShapeDtypeStruct(shape, a.dtype)
+
+        weights, state, xs, start, controls = inputs
+        xs, controls = jax.tree.map(lambda a: of(a, 2 * length), (xs, controls))
+        own, lam = jax.tree.map(of, (weights, state, start)), trees.partition(state)[0]
+        weights, state, start = own
+        jaxpr = jax.make_jaxpr(block)(weights, state, xs, start, controls, jax.tree.map(of, lam))
+        return jaxprs.peak_bytes(jaxpr.jaxpr)
+
+    each = (peak(2 * many) - peak(many)) / many
+    return math.ceil(COPIES * peak(one)), COPIES * each
+
+
+def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
+    """Return what is kept and what is run again."""
+    left = f" and {plan.rest} that are left over" if plan.rest else ""
+    fixed, each = block_bytes(cell, inputs)
+    return (
+        f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
+        f"{left}, and is exact\n"
+        f"it keeps {plan.slots} states at a time, {plan.slots * _bytes(inputs.state)} bytes, and "
+        f"needs no more than {math.ceil(fixed + plan.length * each)} bytes for a block\n"
+        f"the reverse pass runs {plan.again} steps forward again"
+    )
+
+
+def parsed(size: Any) -> int:
+    """Return `memory_budget` in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", size) if isinstance(size, str) else None
+    if found is not None and found[2] in UNITS:
+        return int(float(found[1]) * UNITS[found[2]])
+    require(
+        is_integer(size) and size > 0,
+        "checkpointed: memory_budget must be a positive number of bytes, or text such as '64MB' or "
+        f"'1.5GiB' with one of {', '.join(UNITS)}; got {shown(size)}",
+    )
+    return int(size)
+
+
+def part(inputs: Inputs, state: PyTree, at: Any, length: int) -> Inputs:
+    """Return the inputs of `length` steps from step `at` on, which `state` enters."""
+    xs, controls = slices((inputs.xs, inputs.controls), at, length)
+    return inputs._replace(state=state, xs=xs, controls=controls)
+
+
+def slices(tree: PyTree, at: Any, length: int) -> PyTree:
+    """Return `length` steps of every leaf [T, ...] from step `at` on."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, at, length), tree)
+
+
+def _steps(inputs: Inputs) -> int:
+    """Return T, which has to be known."""
+    steps = jax.tree.leaves(inputs.xs)[0].shape[0]
+    require(
+        is_integer(steps),
+        f"checkpointed: what to keep depends on T, which is unknown here, {steps}. Export with a "
+        "known T, or with jb.bptt().",
+    )
+    return steps
+
+
+def _fewest(blocks: int) -> int:
+    """Return the fewest states with which no block is run more than one time as often as that."""
+    count = 0
+    while repetitions(blocks, count) > count + 1:
+        count += 1
+    return count
+
+
+def _near(steps: int, length: int) -> int:
+    """Return a length within a third of this one that leaves the least of T over."""
+    near = range(-(-3 * length // 4), 4 * length // 3 + 1)
+    return min(near, key=lambda k: (steps % k, abs(k - length)))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))

@@ -1,0 +1,230 @@
+"""Few states, the same gradient: the schedule, what is run again, and the bytes that it takes."""
+
+import functools
+import itertools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_bptt as jb
+from jax_bptt.algorithms import checkpointed as module
+from jax_bptt.algorithms.memory import parsed
+from jax_bptt.algorithms.schedule import runs, schedule
+from tests import reference
+from tests.core.test_budgets import OPTIONS
+from tests.registry import (
+    BATCH,
+    CELLS,
+    FEW,
+    KINDS,
+    STEPS,
+    assert_close,
+    expected,
+    problem,
+    slow_unless,
+    without_int,
+)
+
+EXACT = 1e-12
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sqrt": {},
+    "count": dict(count=2),
+    "binomial": dict(count=1, block_length=1),
+    "blocks": dict(block_length=3),
+    "all_steps": dict(block_length=10),
+    "bytes": dict(memory_budget="1GB"),
+}
+
+
+@functools.cache
+def fewest(n, c):
+    """Return t(n, c) by trying every first state that could be kept."""
+    if n <= 1:
+        return 0
+    if c == 0:
+        return n * (n - 1) // 2
+    return min(y + fewest(n - y, c - 1) + fewest(y, c) for y in range(1, n))
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_the_schedule_reverses_all_blocks_with_the_fewest_runs(count):
+    for blocks in range(25):
+        forward, backward = schedule(blocks, count)
+        slots: dict[int, int] = {0: 0}
+        for k, (block, load, store, reverse) in enumerate(zip(*forward, strict=True)):
+            assert block == k == slots[load] and not reverse
+            slots[store] = k + 1
+        assert slots[max(slots)] == blocks and max(slots) <= count + 2
+        left = list(range(blocks))
+        for block, load, store, reverse in zip(*backward, strict=True):
+            assert slots[load] == block
+            slots[store] = block + 1
+            assert not reverse or left.pop() == block
+        assert not left
+        if blocks:
+            taken = len(forward.block) - 1 + int((~backward.reverse).sum())
+            assert taken == runs(blocks, count) == fewest(blocks, count)
+
+
+def pulled(name, algorithm, p):
+    def loss(args):
+        outputs = jb.unroll(CELLS[name].cell, *args, algorithm=algorithm)
+        return reference.pair(jnp, p.cotangents, outputs), outputs
+
+    arguments = p.params, p.xs, p.state
+    gradients, outputs = jax.grad(loss, has_aux=True, allow_int=True)(arguments)
+    return outputs, without_int(gradients)
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        slow_unless(row == ("lstm_readout", "sqrt"), *row)
+        for row in itertools.product(KINDS, SETTINGS)
+    ],
+)
+def test_exact_at_every_setting(name, setting):
+    p, algorithm = problem(name), jb.checkpointed(**SETTINGS[setting])
+    got = jax.jit(functools.partial(pulled, name, algorithm))(p)
+    assert_close(got, expected(name), EXACT)
+
+
+@pytest.mark.parametrize("name", [slow_unless(name in FEW[:1], name) for name in KINDS])
+def test_modes_and_second_derivatives(name):
+    """Forward mode is the transpose of the reverse pass; a Hessian-vector product is bptt's."""
+    p = problem(name)
+    rng = np.random.default_rng(5)
+    leaves = jax.tree.leaves(p.params)
+    directions = [jnp.asarray(rng.normal(size=a.shape), a.dtype) for a in leaves]
+
+    def derivatives(algorithm, leaves):
+        def loss(leaves):
+            params = jax.tree.unflatten(jax.tree.structure(p.params), leaves)
+            outputs = jb.unroll(CELLS[name].cell, params, p.xs, p.state, algorithm=algorithm)
+            return reference.pair(jnp, p.cotangents, outputs)
+
+        pushed = jax.jvp(loss, (leaves,), (directions,))[1]
+        gradients, hessian = jax.jvp(jax.grad(loss), (leaves,), (directions,))
+        return pushed, gradients, hessian
+
+    algorithms = jb.checkpointed(count=0, block_length=2), jb.bptt()
+    got, want = (jax.jit(functools.partial(derivatives, a))(leaves) for a in algorithms)
+    terms = [float((g * d).sum().real) for g, d in zip(got[1], directions, strict=True)]
+    assert abs(float(got[0]) - sum(terms)) <= EXACT * np.abs(terms).sum()
+    assert_close(got[2], want[2], 1e-11)
+
+
+def test_no_steps():
+    p = problem("lstm_readout")
+    cell, xs = CELLS["lstm_readout"].cell, p.xs[:0]
+    last_state, ys = jb.unroll(cell, p.params, xs, p.state, algorithm=jb.checkpointed())
+    assert_close(last_state, p.state, 0)
+    assert ys.shape == (0, *BATCH, 2)
+
+
+@pytest.mark.parametrize("setting", [dict(count=0, block_length=2), dict(count=1, block_length=1)])
+def test_as_many_steps_are_run_again_as_explain_says(setting, monkeypatch):
+    name, ran = "elman", []
+
+    def counted(cell, inputs, keep, run_block=module.run_block):
+        steps = inputs.xs.shape[0]
+        jax.debug.callback(lambda _: ran.append(steps), inputs.xs[0, 0, 0])
+        return run_block(cell, inputs, keep)
+
+    monkeypatch.setattr(module, "run_block", counted)
+    p, algorithm = problem(name), jb.checkpointed(**setting)
+    jax.block_until_ready(jax.jit(functools.partial(pulled, name, algorithm))(p))
+    jax.effects_barrier()
+    blocks, length = divmod(STEPS, setting["block_length"])[0], setting["block_length"]
+    again = length * (fewest(blocks, setting["count"]) + 1) + STEPS % length
+    assert sum(ran) == again
+    told = jb.explain(CELLS[name].cell, p.params, p.xs, algorithm=algorithm)
+    assert f"T = {STEPS} in {blocks} blocks of {length} steps" in told
+    assert told.endswith(f"runs {again} steps forward again")
+
+
+T, B, H = 2000, 4, 32
+SIZES: Any = dict(input_size=H, hidden_size=H, dtype=jnp.float32)
+BUDGETED = {
+    name: getattr(jb, name)(**SIZES)
+    for name in ("elman", "gru", "gru_reset_before", "layer_norm_lstm", "lru", "lstm", "slstm")
+}
+
+
+def temporary_bytes(cell, algorithm):
+    """Return what the compiled gradient takes for given cotangents, XLA as it comes."""
+
+    def program(params, xs, cotangents):
+        run = functools.partial(jb.unroll, cell, algorithm=algorithm)
+        outputs, pull = jax.vjp(run, params, xs)
+        return outputs, pull(cotangents)
+
+    xs = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    outputs = jax.eval_shape(functools.partial(jb.unroll, cell), params, xs)
+    compiled = jax.jit(program).lower(params, xs, outputs).compile(OPTIONS)
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+def least_budget(cell):
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+    with pytest.raises(ValueError, match="checkpointed: memory_budget of 1 bytes is below") as info:
+        jb.explain(cell, params, xs, algorithm=jb.checkpointed(memory_budget=1))
+    (least,) = re.findall(r"shapes, (\d+) bytes", str(info.value))
+    return int(least)
+
+
+@pytest.mark.parametrize(
+    "name, times",
+    [slow_unless(row == ("lstm", 2), *row) for row in itertools.product(BUDGETED, (1, 2, 4, 16))],
+)
+def test_a_compiled_gradient_stays_within_its_budget(name, times):
+    cell = BUDGETED[name]
+    budget = times * least_budget(cell)
+    assert temporary_bytes(cell, jb.checkpointed(memory_budget=budget)) <= budget
+
+
+@pytest.mark.parametrize(
+    "size, number",
+    [(5, 5), ("5B", 5), ("64MB", 64_000_000), ("1.5 GiB", 3 * 2**29), ("2KiB", 2048)],
+)
+def test_sizes(size, number):
+    assert parsed(size) == number
+
+
+@pytest.mark.parametrize("size", ["64 potatoes", "MB", "-1MB", "1iB", 0, -3, 1.5, True, "64mb"])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match="memory_budget must be a positive number of bytes, or te"):
+        jb.checkpointed(memory_budget=size)
+
+
+@pytest.mark.parametrize("name, value", [("count", -1), ("count", 1.5), ("block_length", 0)])
+def test_what_is_no_number(name, value):
+    with pytest.raises(ValueError, match=f"checkpointed: {name} must be a whole number"):
+        jb.checkpointed(**{name: value})
+
+
+def test_a_budget_is_given_alone():
+    with pytest.raises(ValueError, match="memory_budget chooses count and block_length"):
+        jb.checkpointed(count=2, memory_budget="1MB")
+
+
+def test_an_unknown_number_of_steps_is_refused():
+    cell = CELLS["elman"].cell
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), 1, 2), jnp.float64)
+    with pytest.raises(ValueError, match="checkpointed: what to keep depends on T"):
+        jax.eval_shape(functools.partial(jb.unroll, cell, algorithm=jb.checkpointed()), params, xs)
+
+
+def test_explain_has_nothing_to_say_about_others():
+    p = problem("elman")
+    with pytest.raises(ValueError, match=r"explain: bptt\(\) does the same whatever the shapes"):
+        jb.explain(CELLS["elman"].cell, p.params, p.xs, algorithm=jb.bptt())
