@@ -10,8 +10,8 @@ from benchmarks.data import Row
 Measured = dict[str, Any]
 
 
-def kept(path: Path | None, mode: str, versions: dict[str, Any]) -> dict[Row, Measured]:
-    """Return the measured rows of a JSON file; none if there is no file.
+def kept(path: Path | None, mode: str, versions: dict[str, Any]) -> dict[Row, list[Measured]]:
+    """Return what a JSON file has of each row; nothing if there is no file.
 
     Raises:
       ValueError: no file is named, or it is of another mode or of other versions.
@@ -25,12 +25,15 @@ def kept(path: Path | None, mode: str, versions: dict[str, Any]) -> dict[Row, Me
         raise ValueError(f"--add: {path} has the mode {old['mode']}, not {mode}")
     if old["environment"]["versions"] != versions:
         raise ValueError(f"--add: {path} was measured with other versions")
-    return {Row(*(each[field] for field in Row._fields)): each for each in old["rows"]}
+    found: dict[Row, list[Measured]] = {}
+    for each in old["rows"]:
+        found.setdefault(Row(*(each[field] for field in Row._fields)), []).append(each)
+    return found
 
 
 def completed(
-    rows: list[Row], kept: dict[Row, Measured], measure: Callable[[Row], Measured]
+    rows: list[Row], kept: dict[Row, list[Measured]], measure: Callable[[Row], list[Measured]]
 ) -> list[Measured]:
     """Return the rows in order, measured where they are not kept, and after them the other kept."""
-    asked = [kept[row] if row in kept else measure(row) for row in rows]
-    return asked + [each for row, each in kept.items() if row not in rows]
+    asked = [each for row in rows for each in (kept[row] if row in kept else measure(row))]
+    return asked + [each for row, lines in kept.items() if row not in rows for each in lines]

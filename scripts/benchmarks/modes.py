@@ -60,10 +60,13 @@ def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:
     return race.Settings(args.algorithms, peers, args.rounds, args.devices, args.smoke)
 
 
-def _measured(args, rows, measure):
-    """Return the rows, those that are kept as they are, the others by `measure(row, tick)`."""
+def _measured(args, rows, ticks, measure):
+    """Return the lines of all rows, kept ones as they are, others by `measure(row, tick)`.
+
+    A row that is measured takes so many ticks of the bar.
+    """
     rest = [row for row in rows if row not in args.kept]
-    with progress(len(rest) * args.rounds) as tick:
+    with progress(len(rest) * ticks) as tick:
         return kept.completed(rows, args.kept, lambda row: measure(row, tick))
 
 
@@ -73,9 +76,9 @@ def _raced(args, rows, measure, own):
     def shown(row, tick):
         found = measure(row, tick)
         print("\n" + tables.text(report.race_row(found)), flush=True)
-        return found
+        return [found]
 
-    return race.report(_measured(args, rows, shown), own)
+    return race.report(_measured(args, rows, args.rounds, shown), own)
 
 
 def _race(args, rows, peers):
@@ -96,8 +99,11 @@ def _step(args, rows, peers):
 
 def _adaptors(args, rows, libraries):
     settings = _settings(args, libraries)
-    found = _measured(args, rows, lambda row, tick: adaptors.run(row, settings, tick))
-    return adaptors.report(found)
+
+    def measure(row, tick):
+        return [adaptors.run(row, settings, tick)]
+
+    return adaptors.report(_measured(args, rows, args.rounds, measure))
 
 
 def _compile(args, rows, _):
@@ -114,8 +120,11 @@ def _each(
 
     def run(args, rows, _):
         settings = _settings(args, [])
-        with progress(len(rows) * ticks(settings)) as tick:
-            found = [line for row in rows for line in measure(row, settings, tick)]
+
+        def lines(row, tick):
+            return measure(row, settings, tick)
+
+        found = _measured(args, rows, ticks(settings), lines)
         return {"rows": found, "agrees": all(line.get("met", True) for line in found)}
 
     return run
@@ -172,7 +181,7 @@ MODES = {
         compiling.MEMORY_SHAPES,
         _each(compiling.temporary_memory, lambda settings: 1 + len(settings.algorithms)),
         report.memory,
-        ("algorithms", "dtype"),
+        ("algorithms", "dtype", "add"),
     ),
     "accuracy": Mode(
         accuracy.SHAPES,
@@ -184,13 +193,13 @@ MODES = {
         scaling.SHAPES,
         _each(scaling.run_row, scaling.ticks),
         report.scaling,
-        ("algorithms", "dtype", "rounds"),
+        ("algorithms", "dtype", "rounds", "add"),
     ),
     "sequences": Mode(
         sequences.SHAPES,
         _each(sequences.run_row, lambda settings: len(settings.algorithms) * settings.rounds),
         report.sequences,
-        ("algorithms", "dtype", "rounds"),
+        ("algorithms", "dtype", "rounds", "add"),
     ),
     "devices": Mode(
         sharding.SHAPES,
