@@ -8,6 +8,8 @@ Modes (`grad` if none is named):
     compile    time to trace, lower and compile the gradient at a short and a long T, against the
                plain scan; of cells, and of a network of bidirectional layers
     memory     temporary memory of the compiled gradient, against the plain scan
+    budgets    temporary memory of the gradient by `checkpointed()` within six budgets, the steps
+               run again, compile time, and time where they are few; one budget at T = 100,000
     accuracy   error of the gradient against float64 jax.grad of an independent naive loop
     scaling    time and memory of the gradient against T, B and H
     sequences  time of the gradient with lengths, resets or a mask, against that without

@@ -15,6 +15,7 @@ ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {
     "autodiff": jb.autodiff,
     "bptt": jb.bptt,
     "associative": jb.associative,
+    "checkpointed": jb.checkpointed,
 }
 """Algorithms by their public names."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks import (
     accuracy,
     adaptors,
+    budgets,
     compiling,
     every_cell,
     kept,
@@ -182,6 +183,13 @@ MODES = {
         _each(compiling.temporary_memory, lambda settings: 1 + len(settings.algorithms)),
         report.memory,
         ("algorithms", "dtype", "add"),
+    ),
+    "budgets": Mode(
+        budgets.SHAPES,
+        _each(budgets.run_row, lambda settings: 1 + budgets.BUDGETS),
+        report.budgets,
+        ("dtype", "rounds"),
+        default_cells=("gru", "lstm"),
     ),
     "accuracy": Mode(
         accuracy.SHAPES,

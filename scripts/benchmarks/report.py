@@ -148,6 +148,22 @@ def memory(report: dict[str, Any]) -> list[Table]:
     return _by_competitor(title, report, columns)
 
 
+def budgets(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `budgets`."""
+    columns = {
+        "algorithm": lambda row, c: c["name"],
+        "budget MB": lambda row, c: "" if c["budget"] is None else f"{c['budget'] / 1e6:.1f}",
+        "compiled MB": lambda row, c: f"{c['temp_bytes'] / 1e6:.1f}",
+        "/ all states": lambda row, c: f"{c['share_of_states']:.3f}",
+        "steps run again / T": lambda row, c: (
+            f"{c['again'] / row['T']:.2f}" if "again" in c else ""
+        ),
+        "compile s": lambda row, c: f"{c['compile_seconds']:.2f}",
+        "time / bptt": lambda row, c: _number(c["time_ratio"], ".2f"),
+    }
+    return _by_competitor("The gradient within budgets of temporary memory", report, columns)
+
+
 def sequences(report: dict[str, Any]) -> list[Table]:
     """Return the table of the mode `sequences`."""
     columns = {

@@ -169,6 +169,15 @@ def test_sequence_options(bench, tmp_path):
 
 
 @pytest.mark.slow
+def test_budgets(bench, tmp_path):
+    status, report = run(bench, tmp_path, "budgets", "--cells", "elman", "--shapes", "300,2,3,8")
+    assert status == 0
+    (row,) = report["rows"]
+    first, *others = row["competitors"]
+    assert first["name"] == "bptt" and first["time_ratio"] == 1
+    assert len(others) == 6 and all(c["temp_bytes"] <= c["budget"] for c in others)
+
+
 def test_memory_and_compile(bench, tmp_path):
     status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "8192,4,3,8")
     assert status == 0
