@@ -7,10 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_bptt.algorithms.bptt import begin_total, run_block
-from jax_bptt.algorithms.memory import Plan, by_bytes, by_count, in_words, parsed, part, slices
+from jax_bptt.algorithms.memory import (
+    Plan,
+    by_bytes,
+    by_count,
+    in_words,
+    made_of,
+    parsed,
+    part,
+    slices,
+)
 from jax_bptt.algorithms.schedule import schedule
 from jax_bptt.core import blocks, devices, reverse, trees
-from jax_bptt.core.checks import is_integer, require, shown
+from jax_bptt.core.checks import batch_shape, is_integer, require, shown
 from jax_bptt.core.forward import forward_scan, over_time
 from jax_bptt.core.types import Algorithm, Cell, Gradient, Inputs, PyTree
 from jax_bptt.core.values import as_value
@@ -22,11 +31,13 @@ class Saved(NamedTuple):
     Attributes:
       inputs: of the run.
       slots: states, [slots, *batch, ...], as `schedule` numbers them.
+      kept: states and residuals of the last blocks, [kept, K, *batch, ...]; None for none.
       plan: by which they were kept.
     """
 
     inputs: Inputs
     slots: PyTree
+    kept: PyTree
     plan: Plan
 
 
@@ -46,7 +57,7 @@ def checkpointed(
     them. The reverse pass takes the blocks last to first, and runs each again, from its first
     state, for what it has to know of its steps. Where that state is not kept it is come to from
     the nearest one before it that is, and states are kept on the way in room that has become free:
-    by the schedule of Griewank and Walther, no other runs fewer blocks for so many states.
+    by the schedule of Griewank and Walther: no other runs fewer blocks for so many states.
 
     Exact, the same as `bptt()` but for rounding. Beside inputs and outputs memory takes `count`
     states and a few more, and what is made of one block; compile time does not depend on T. In
@@ -59,11 +70,13 @@ def checkpointed(
       block_length: K, in steps. By default about sqrt(T), or T / (count + 1) where `count` is
         given; 1 is the schedule over single steps.
       memory_budget: bytes, or text such as "64MB" (10^6 bytes) or "1.5GiB" (2^30), that the
-        compiled gradient may take beside inputs and outputs, in place of the other two: K and
-        `count` are chosen for the shapes and dtypes of the run such that the fewest steps are run
-        again. Under `jax.vmap` it is that of one example, and where XLA splits the batch over
-        devices that of all of them. What a block takes is counted in its traced reverse pass, a
-        quarter added for what a compiler copies.
+        compiled gradient may take beside inputs and outputs, in place of the other two. K and
+        `count` are chosen for the shapes and dtypes of the run such that few steps are run again;
+        where the first states of all blocks leave room, the last blocks keep all states and
+        unit-wise Jacobians, and are not run again. A state spares as much as a block does and is
+        smaller, so that states come first. Under `jax.vmap` the budget is that of one example, and
+        where XLA splits the batch over devices that of all of them. What a block takes is counted
+        in its traced reverse pass, and a quarter added for what a compiler copies.
 
     Returns:
       An `Algorithm` for `unroll`; `explain` says what it keeps and runs again.
@@ -135,36 +148,46 @@ def _outputs(cell: Cell, inputs: Inputs) -> tuple[PyTree, PyTree]:
 
 def _forward(cell: Cell, inputs: Inputs, plan: Plan) -> tuple[tuple[PyTree, PyTree], Saved]:
     """Run all blocks, each state into the slot that the schedule has for it."""
-    steps, length = plan.steps, plan.length
+    steps, length, first = plan.steps, plan.length, plan.blocks - plan.kept
 
     def block(carry, action):
-        state, slots, ys = carry
+        state, slots, kept, ys = carry
         at = action.block * length
-        state, own = _outputs(cell, part(inputs, state, at, length))
-        return (state, _put(slots, state, action.store), _write(ys, own, at)), None
+        state, made = run_block(cell, part(inputs, state, at, length), keep=plan.kept > 0)
+        if plan.kept:
+            # What a block before them writes is written over.
+            kept = _put(kept, made, jnp.maximum(action.block - first, 0))
+        own = over_time(cell, cell.readout)(inputs.weights, made[0])
+        return (state, _put(slots, state, action.store), kept, _write(ys, own, at)), None
 
     # Made of what they hold, so that they lie on devices as that does.
     slots = _repeated(inputs.state, plan.slots)
     ys = _repeated(cell.readout(inputs.weights, inputs.state), steps)
-    actions = schedule(plan.blocks, plan.count)[0]
-    carry = inputs.state, slots, ys
-    last_state, slots, ys = lax.scan(block, carry, actions)[0] if plan.blocks else carry
+    actions = schedule(plan.blocks, plan.states)[0]
+    carry = inputs.state, slots, _room(cell, inputs, plan), ys
+    last_state, slots, kept, ys = lax.scan(block, carry, actions)[0] if plan.blocks else carry
     if plan.rest:
         at = steps - plan.rest
         last_state, own = _outputs(cell, part(inputs, last_state, at, plan.rest))
         ys = _write(ys, own, at)
-    return (last_state, ys), Saved(inputs, slots, plan)
+    return (last_state, ys), Saved(inputs, slots, kept, plan)
 
 
 def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
     """Run and reverse the blocks as scheduled, what is left over of T first."""
-    inputs, slots, plan = saved
-    actions = schedule(plan.blocks, plan.count)[1]
+    inputs, slots, whole, plan = saved
+    actions = schedule(plan.blocks, plan.states)[1]
+    first = plan.blocks - plan.kept
     straight = bool(actions.reverse.all())  # then the states that are kept stay as they are
 
-    def again(state, at, length):
+    def again(state, at, length, index=None):
         own = part(inputs, state, at, length)
-        return own, *run_block(cell, own, keep=True)
+        if plan.kept == 0 or index is None:
+            return own, *run_block(cell, own, keep=True)
+        made = lax.cond(
+            index >= 0, lambda: _read(whole, index), lambda: run_block(cell, own, keep=True)[1]
+        )
+        return own, state, made
 
     def pull(own, made, total, at, length):
         (states, residuals), g = made, slices(d_ys, at, length)
@@ -174,9 +197,8 @@ def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
     def block(carry, action):
         kept, total, d_xs = carry
         at = action.block * plan.length
-        own, last_state, made = again(
-            _read(slots if straight else kept, action.load), at, plan.length
-        )
+        state = _read(slots if straight else kept, action.load)
+        own, last_state, made = again(state, at, plan.length, action.block - first)
 
         def reversed_block(total):
             return pull(own, made, total, at, plan.length)
@@ -203,6 +225,17 @@ def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
     carry = None if straight else slots, total, d_xs
     _, total, d_xs = lax.scan(block, carry, actions)[0] if plan.blocks else carry
     return total.gradient(inputs.weights, d_xs)
+
+
+def _room(cell: Cell, inputs: Inputs, plan: Plan) -> PyTree:
+    """Return room for what the last blocks make, laid out on devices as the inputs are."""
+    if not plan.kept:
+        return None
+    _, residuals = made_of(cell, inputs, plan.length)
+    room = jax.tree.map(lambda a: jnp.zeros((plan.kept, *a.shape), a.dtype), residuals)
+    batch = len(batch_shape(cell, inputs.xs))
+    room = devices.shard_alike(devices.vary_alike(room, inputs), inputs.xs, batch, time=2)
+    return _repeated(_repeated(inputs.state, plan.length), plan.kept), room
 
 
 def _write(tree: PyTree, steps: PyTree, at: Any) -> PyTree:

@@ -31,7 +31,8 @@ UNITS = {"B": 1} | {
 class _Plan(NamedTuple):
     steps: int
     length: int
-    count: int
+    states: int
+    kept: int = 0
 
 
 class Plan(Value, _Plan):
@@ -40,7 +41,8 @@ class Plan(Value, _Plan):
     Attributes:
       steps: T.
       length: K, steps of a block.
-      count: states kept at a time, beside the first, the last and the latest.
+      states: how many are kept at a time, beside the first, the last and the latest.
+      kept: blocks, the last ones, of which all states and residuals are kept.
     """
 
     @property
@@ -56,13 +58,13 @@ class Plan(Value, _Plan):
     @property
     def slots(self) -> int:
         """States that there is room for."""
-        return self.count + 3
+        return self.states + 3
 
     @property
     def again(self) -> int:
         """Steps that the reverse pass runs forward."""
         n = self.blocks
-        return self.rest + (self.length * (runs(n, self.count) + 1) if n else 0)
+        return self.rest + (self.length * (runs(n, self.states) + 1 - self.kept) if n else 0)
 
 
 def by_count(inputs: Inputs, count: int | None, block_length: int | None) -> Plan:
@@ -79,6 +81,7 @@ def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     """Return the plan that runs the fewest steps again within `budget` bytes."""
     steps, state = _steps(inputs), _bytes(inputs.state)
     fixed, each = block_bytes(cell, inputs)
+    made = _bytes(made_of(cell, inputs, 1)) if steps else 0
     longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
     halves = [longest >> times for times in range(longest.bit_length())]
     lengths = [min(_near(steps, length), max(steps, 1)) for length in halves]
@@ -96,7 +99,11 @@ def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     for k in lengths:
         if least[k] <= budget:
             count = (budget - needed(k, 0)) // max(state, 1)
-            plans.append(by_count(inputs, count, k))
+            plan = by_count(inputs, count, k)
+            if plan.states >= plan.blocks - 2:  # no other use for what is left
+                spare = (budget - needed(k, plan.states)) // max(k * made, 1)
+                plan = plan._replace(kept=min(spare, plan.blocks))
+            plans.append(plan)
     return min(plans, key=lambda plan: plan.again + BEGINNING * plan.blocks)
 
 
@@ -133,14 +140,26 @@ def block_bytes(cell: Cell, inputs: Inputs) -> tuple[int, float]:
     return math.ceil(COPIES * peak(one)), COPIES * each
 
 
+def made_of(cell: Cell, inputs: Inputs, length: int) -> PyTree:
+    """Return descriptions of the states and residuals of a block."""
+
+    def block(inputs):
+        return run_block(cell, part(inputs, inputs.state, 0, length), keep=True)[1]
+
+    return jax.eval_shape(block, inputs)
+
+
 def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
     """Return what is kept and what is run again."""
+    whole = f", all of {plan.kept} blocks" if plan.kept else ""
     left = f" and {plan.rest} that are left over" if plan.rest else ""
     fixed, each = block_bytes(cell, inputs)
+    made = plan.length * _bytes(made_of(cell, inputs, 1)) if plan.kept else 0
+    kept = plan.slots * _bytes(inputs.state) + plan.kept * made
     return (
         f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
         f"{left}, and is exact\n"
-        f"it keeps {plan.slots} states at a time, {plan.slots * _bytes(inputs.state)} bytes, and "
+        f"it keeps {plan.slots} states at a time{whole}, {kept} bytes, and "
         f"needs no more than {math.ceil(fixed + plan.length * each)} bytes for a block\n"
         f"the reverse pass runs {plan.again} steps forward again"
     )
@@ -150,12 +169,12 @@ def parsed(size: Any) -> int:
     """Return `memory_budget` in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", size) if isinstance(size, str) else None
     if found is not None and found[2] in UNITS:
-        return int(float(found[1]) * UNITS[found[2]])
-    require(
-        is_integer(size) and size > 0,
-        "checkpointed: memory_budget must be a positive number of bytes, or text such as '64MB' or "
-        f"'1.5GiB' with one of {', '.join(UNITS)}; got {shown(size)}",
-    )
+        size = int(float(found[1]) * UNITS[found[2]])
+    if not is_integer(size) or size <= 0:
+        raise ValueError(
+            "checkpointed: memory_budget must be a positive number of bytes, or text such as "
+            f"'64MB' or '1.5GiB' with one of {', '.join(UNITS)}; got {shown(size)}"
+        )
     return int(size)
 
 

@@ -94,5 +94,5 @@ def _split(blocks: int, count: int) -> int:
 
 
 def _stacked(actions: list[tuple[int, int, int, bool]]) -> Actions:
-    columns = np.array(actions, np.int32).reshape(-1, 4).T
-    return Actions(*columns[:3], columns[3].astype(bool))
+    block, load, store, reverse = np.array(actions, np.int32).reshape(-1, 4).T
+    return Actions(block, load, store, reverse.astype(bool))

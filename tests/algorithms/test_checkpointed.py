@@ -118,10 +118,11 @@ def test_modes_and_second_derivatives(name):
     assert_close(got[2], want[2], 1e-11)
 
 
-def test_no_steps():
+@pytest.mark.parametrize("setting", [{}, dict(memory_budget="1MB")])
+def test_no_steps(setting):
     p = problem("lstm_readout")
     cell, xs = CELLS["lstm_readout"].cell, p.xs[:0]
-    last_state, ys = jb.unroll(cell, p.params, xs, p.state, algorithm=jb.checkpointed())
+    last_state, ys = jb.unroll(cell, p.params, xs, p.state, algorithm=jb.checkpointed(**setting))
     assert_close(last_state, p.state, 0)
     assert ys.shape == (0, *BATCH, 2)
 
@@ -132,7 +133,8 @@ def test_as_many_steps_are_run_again_as_explain_says(setting, monkeypatch):
 
     def counted(cell, inputs, keep, run_block=module.run_block):
         steps = inputs.xs.shape[0]
-        jax.debug.callback(lambda _: ran.append(steps), inputs.xs[0, 0, 0])
+        if keep:  # as the reverse pass does
+            jax.debug.callback(lambda _: ran.append(steps), inputs.xs[0, 0, 0])
         return run_block(cell, inputs, keep)
 
     monkeypatch.setattr(module, "run_block", counted)
@@ -183,12 +185,42 @@ def least_budget(cell):
 
 @pytest.mark.parametrize(
     "name, times",
-    [slow_unless(row == ("lstm", 2), *row) for row in itertools.product(BUDGETED, (1, 2, 4, 16))],
+    [
+        slow_unless(row == ("lstm", 2), *row)
+        for row in itertools.product(BUDGETED, (1, 2, 4, 16, 64))
+    ],
 )
 def test_a_compiled_gradient_stays_within_its_budget(name, times):
     cell = BUDGETED[name]
     budget = times * least_budget(cell)
     assert temporary_bytes(cell, jb.checkpointed(memory_budget=budget)) <= budget
+
+
+@pytest.mark.parametrize("times", [slow_unless(times == 30, times) for times in (1, 3, 30, 300)])
+def test_exact_within_a_budget(times):
+    cell = jb.lstm(input_size=2, hidden_size=H)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, B, 2))
+    with pytest.raises(ValueError, match="checkpointed: memory_budget of 1 bytes is below") as info:
+        jb.explain(cell, params, xs, algorithm=jb.checkpointed(memory_budget=1))
+    (least,) = re.findall(r"shapes, (\d+) bytes", str(info.value))
+    algorithm = jb.checkpointed(memory_budget=times * int(least))
+    told = jb.explain(cell, params, xs, algorithm=algorithm)
+    if times == 30:
+        (blocks, kept) = map(int, re.findall(r"(\d+) blocks", told))
+        assert 0 < kept < blocks
+
+    @jax.jit
+    def gradients(params, xs):
+        _, ys = jb.unroll(cell, params, xs)
+        arguments: Any = dict(d_ys=ys, d_last_state=None)
+        return tuple(
+            jb.bptt_gradients(cell, params, xs, algorithm=a, **arguments)
+            for a in (algorithm, jb.bptt())
+        )
+
+    got, want = gradients(params, xs)
+    assert_close(got, want, EXACT)
 
 
 @pytest.mark.parametrize(

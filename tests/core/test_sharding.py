@@ -32,6 +32,7 @@ ALGORITHMS = {
     "blocks": jb.bptt(block_length=4),
     "remainder": jb.bptt(block_length=3),
     "kept": jb.bptt(block_length=4, recompute=False),
+    "checkpointed": jb.checkpointed(count=1, block_length=1),
     "autodiff": jb.autodiff(),
     "associative": jb.associative(),
 }

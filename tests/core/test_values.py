@@ -43,6 +43,7 @@ def algorithms():
     """Return the algorithms with every option."""
     return ALGORITHMS | {
         "associative": jb.associative(),
+        "checkpointed_bytes": jb.checkpointed(memory_budget="64MB"),
         "truncated": jb.truncated(3),
         "sliding": jb.truncated(3, sliding=True),
         "fused_approximate": jb.fused(approximate=True),

@@ -10,6 +10,7 @@ import numpy as np
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
+from jax_bptt.algorithms.checkpointed import checkpointed
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.cells.slstm import SLSTMState
 from jax_bptt.core import trees
@@ -144,6 +145,8 @@ def _algorithm(rng: Generator, subject: Subject, way: Callable) -> Algorithm | N
         return fused()
     if way is not programs.by_hand and chance(rng, 0.15):
         return autodiff()
+    if chance(rng, 0.15):
+        return checkpointed(count=pick(rng, (None, 0, 1, 2)), block_length=pick(rng, (None, 1, 2)))
     return bptt(
         block_length=pick(rng, (None, 1, 2, 3, 4)), recompute=pick(rng, (None, True, False))
     )
