@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 import jax_bptt as jb
 from jax_bptt.diagnostics.plots import plot_contributions
+from jax_bptt.testing.arguments import Parser, positive
 
 CELLS = {"elman": jb.elman, "lstm": jb.lstm, "gru": jb.gru}
 MAX_WALK = 4  # states, and rows or columns, up to which every matrix is printed
@@ -246,21 +247,6 @@ def print_table(example: Example, computed: Gradients) -> None:
     print("\n    (difference: of the largest element)")
     gap = relative_gap(one_path["Ws"], total["Ws"])
     print(f"    The path through s_{last} alone misses dE_{last}/dWs by {gap:.2%} of its norm.")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message` on stderr and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def positive(text: str) -> int:
-    """Read a positive integer."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
 
 
 def seed(text: str) -> int:
