@@ -167,15 +167,18 @@ def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
 
 def parsed(size: Any) -> int:
     """Return `memory_budget` in bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", size) if isinstance(size, str) else None
-    if found is not None and found[2] in UNITS:
-        size = int(float(found[1]) * UNITS[found[2]])
-    if not is_integer(size) or size <= 0:
+    number: Any = size
+    if isinstance(size, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", size)
+        number = 0
+        if found is not None and found[2] in UNITS:
+            number = int(float(found[1]) * UNITS[found[2]])
+    if not is_integer(number) or number <= 0:
         raise ValueError(
             "checkpointed: memory_budget must be a positive number of bytes, or text such as "
             f"'64MB' or '1.5GiB' with one of {', '.join(UNITS)}; got {shown(size)}"
         )
-    return int(size)
+    return int(number)
 
 
 def part(inputs: Inputs, state: PyTree, at: Any, length: int) -> Inputs:
