@@ -19,8 +19,9 @@ Cells around cells
 Running
     unroll step bptt_gradients; options lengths, resets, mask, reset_state, reverse
 Algorithms
-    bptt (the default) checkpointed, in less memory; autodiff associative fused; truncated artbp,
-    whose gradient is cut; explain says what would run
+    bptt (the default) checkpointed, in less memory; autodiff associative fused; parallel in time
+    parallel_adjoint newton, with newton_solution; truncated artbp, whose gradient is cut; explain
+    says what would run
 Layers
     layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
     recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
@@ -48,6 +49,9 @@ from jax_bptt.algorithms.checkpointed import checkpointed
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
+from jax_bptt.algorithms.newton import newton
+from jax_bptt.algorithms.newton_solution import newton_solution
+from jax_bptt.algorithms.parallel_adjoint import parallel_adjoint
 from jax_bptt.algorithms.step import step
 from jax_bptt.algorithms.truncated import truncated
 from jax_bptt.algorithms.unroll import bptt_gradients, unroll
@@ -162,7 +166,10 @@ __all__ = [
     "min_lstm",
     "mixed_precision",
     "multi_head",
+    "newton",
+    "newton_solution",
     "orthogonal",
+    "parallel_adjoint",
     "recurrent_dropout",
     "recurrent_dropout_per_step",
     "residual",

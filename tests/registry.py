@@ -167,7 +167,11 @@ ALGORITHMS = {
     "fused": jb.fused(),
     # Three blocks and a step that is left over; the second block is passed by before the third.
     "checkpointed": jb.checkpointed(count=0, block_length=2),
+    "parallel_adjoint": jb.parallel_adjoint(block_length=3),
 }
+
+# Those with a recursion of their own.
+OTHERS = {"checkpointed", "parallel_adjoint"}
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written
 # pair, a plain step, a gated step that reads weights unit by unit, integers in the state, a complex
@@ -192,7 +196,16 @@ each_cell = pytest.mark.parametrize("name", CELLS)
 each_kind_in_time = pytest.mark.parametrize(
     "name", [slow_unless(name in FEW, name) for name in KINDS]
 )
-each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+# The quick run takes every cell by every algorithm that shares the scans of `bptt` or is the plain
+# one, and the kinds by the others. All of a cell in a row: one process computes its reference.
+each_cell_by_each_algorithm = pytest.mark.parametrize(
+    "name, algorithm",
+    [
+        slow_unless(name in KINDS or algorithm not in OTHERS, name, algorithm)
+        for name in CELLS
+        for algorithm in ALGORITHMS
+    ],
+)
 # Every row there is, of which the quick run takes the kinds, and any cell in blocks of three steps.
 each_cell_in_time = pytest.mark.parametrize(
     "name", [slow_unless(name in KINDS, name) for name in CELLS]

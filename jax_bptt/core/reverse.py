@@ -45,14 +45,26 @@ def reverse_scan(
     def step(lam, inputs):
         residual, g, control = inputs
         lam = trees.add(lam, g)  # lambda_t
-        through, emitted = linear.pull(residual, control.taken(lam))  # J_t^T lambda_t
-        d_prev, d_start = control.leave(trees.add(through, control.held(lam)))
+        d_prev, d_start, emitted = cross(linear, residual, control, lam)
         return d_prev, (lam, emitted, d_start)
 
     d_state, (lambdas, emitted, d_starts) = lax.scan(
         step, lam, (linear.residuals, g, controls), reverse=True
     )
     return (d_state, jax.tree.map(lambda d: d.sum(0), d_starts)), lambdas, emitted
+
+
+def cross(
+    linear: Linearization, residual: PyTree, control: Controls, lam: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Take lambda_t back through step t, to s_{t-1} or to the start.
+
+    Returns:
+      (J_t^T lambda_t, what reaches the start by a reset or None, what `linear.pull` emitted).
+    """
+    through, emitted = linear.pull(residual, control.taken(lam))
+    d_prev, d_start = control.leave(trees.add(through, control.held(lam)))
+    return d_prev, d_start, emitted
 
 
 class Surroundings(NamedTuple):

@@ -16,8 +16,7 @@ from tests.registry import (
     CELLS,
     assert_close,
     compiled,
-    each_algorithm,
-    each_cell,
+    each_cell_by_each_algorithm,
     each_cell_in_time,
     each_kind_in_time,
     expected,
@@ -30,9 +29,7 @@ from tests.registry import (
 EXACT = 1e-12
 
 
-# All algorithms of a cell in a row: its reference is computed by one process alone.
-@each_algorithm
-@each_cell
+@each_cell_by_each_algorithm
 def test_values_and_gradients(name, algorithm):
     assert_close(compiled(name, algorithm)(problem(name)), expected(name), EXACT)
 

@@ -35,6 +35,8 @@ ALGORITHMS = {
     "checkpointed": jb.checkpointed(count=1, block_length=1),
     "autodiff": jb.autodiff(),
     "associative": jb.associative(),
+    "parallel_adjoint": jb.parallel_adjoint(block_length=3),
+    "newton": jb.newton(),
 }
 
 RNG = np.random.default_rng(0)

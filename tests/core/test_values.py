@@ -44,6 +44,7 @@ def algorithms():
     return ALGORITHMS | {
         "associative": jb.associative(),
         "checkpointed_bytes": jb.checkpointed(memory_budget="64MB"),
+        "newton": jb.newton(jacobian="diagonal", damping=0.1),
         "truncated": jb.truncated(3),
         "sliding": jb.truncated(3, sliding=True),
         "fused_approximate": jb.fused(approximate=True),

@@ -12,6 +12,7 @@ from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.checkpointed import checkpointed
 from jax_bptt.algorithms.fused import fused
+from jax_bptt.algorithms.parallel_adjoint import parallel_adjoint
 from jax_bptt.cells.slstm import SLSTMState
 from jax_bptt.core import trees
 from jax_bptt.core.types import Algorithm
@@ -147,6 +148,8 @@ def _algorithm(rng: Generator, subject: Subject, way: Callable) -> Algorithm | N
         return autodiff()
     if chance(rng, 0.15):
         return checkpointed(count=pick(rng, (None, 0, 1, 2)), block_length=pick(rng, (None, 1, 2)))
+    if chance(rng, 0.1):
+        return parallel_adjoint(block_length=pick(rng, (None, 1, 3)))
     return bptt(
         block_length=pick(rng, (None, 1, 2, 3, 4)), recompute=pick(rng, (None, True, False))
     )
