@@ -26,7 +26,8 @@ Layers
     layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
     recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
 Looking at the gradient
-    contributions state_gradients
+    contributions gradient_by_lag state_gradients largest_exponent; adaptive_truncation chooses a
+    window
 Parameters
     is_bias; jax_bptt.interop maps those of torch, flax, haiku, equinox, keras, onnx, and has layers
     for flax and equinox
@@ -41,16 +42,19 @@ output.
 """
 
 from jax_bptt import interop as interop
+from jax_bptt.algorithms.adaptive_truncation import Truncation, adaptive_truncation
 from jax_bptt.algorithms.artbp import PowerLaw, artbp
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
+from jax_bptt.algorithms.by_lag import gradient_by_lag
 from jax_bptt.algorithms.checkpointed import checkpointed
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
+from jax_bptt.algorithms.largest_exponent import largest_exponent
 from jax_bptt.algorithms.newton import newton
-from jax_bptt.algorithms.newton_solution import newton_solution
+from jax_bptt.algorithms.newton_solution import Solution, newton_solution
 from jax_bptt.algorithms.parallel_adjoint import parallel_adjoint
 from jax_bptt.algorithms.step import step
 from jax_bptt.algorithms.truncated import truncated
@@ -127,7 +131,10 @@ __all__ = [
     "Rotation",
     "SLSTMParams",
     "SLSTMState",
+    "Solution",
+    "Truncation",
     "WeightNorm",
+    "adaptive_truncation",
     "artbp",
     "associative",
     "autodiff",
@@ -147,11 +154,13 @@ __all__ = [
     "from_step",
     "fused",
     "gpu_compiler_options",
+    "gradient_by_lag",
     "gru",
     "gru_reset_before",
     "indrnn",
     "initialized",
     "is_bias",
+    "largest_exponent",
     "layer",
     "layer_norm_gru",
     "layer_norm_lstm",

@@ -16,6 +16,8 @@ ALGORITHMS: dict[str, Callable[..., jb.Algorithm]] = {
     "bptt": jb.bptt,
     "associative": jb.associative,
     "checkpointed": jb.checkpointed,
+    "newton": jb.newton,
+    "parallel_adjoint": jb.parallel_adjoint,
 }
 """Algorithms by their public names."""
 
