@@ -5,7 +5,7 @@ from typing import Any
 
 
 def figure_of(**settings: Any) -> Any:
-    """Return a figure that needs no window system, with one pair of axes: (figure, axes)."""
+    """Return (figure, axes), without a window system."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
