@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_bptt.algorithms.exponents import exponent_in_words
 from jax_bptt.algorithms.truncated import detached
 from jax_bptt.core.checks import batch_shape, prng_key, require, shown
 from jax_bptt.core.types import Algorithm, Cell, Inputs
@@ -104,7 +105,13 @@ def artbp(rate: float | Callable[[Array], Array], key: Array) -> Algorithm:
         uniform = jax.random.uniform(key, (steps, *batch_shape(cell, inputs.xs)))
         return reweighted(probability, uniform, inputs.controls.advance)
 
-    return Drawn(*detached(factors))
+    def explain(cell: Cell, inputs: Inputs) -> str:
+        return (
+            "artbp() cuts at random and is exact in the mean; with the largest exponent above zero "
+            f"its variance explodes\n{exponent_in_words(cell, inputs)}"
+        )
+
+    return Drawn(*detached(factors)._replace(explain=explain))
 
 
 def reweighted(probability: Callable[[Array], Array], uniform: Array, taken: Array | None) -> Array:

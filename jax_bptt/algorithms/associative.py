@@ -63,7 +63,11 @@ def associative() -> Algorithm:
         _check(cell, inputs.state)
         return shared_forward(cell, inputs)
 
-    return Algorithm(run, forward, shared.backward)
+    def explain(cell, inputs):
+        _check(cell, inputs.state)
+        return "associative() joins all steps pairwise, in O(log T) dependent operations: exact"
+
+    return Algorithm(run, forward, shared.backward, explain=explain)
 
 
 def _recurrence(

@@ -26,7 +26,11 @@ def autodiff() -> Algorithm:
       >>> jax.jvp(run, (xs,), (xs,))[1].shape
       (10, 4)
     """
-    return Algorithm(_run)
+
+    def explain(cell, inputs):
+        return "autodiff() is the plain scan, differentiated by JAX, and is exact"
+
+    return Algorithm(_run, explain=explain)
 
 
 def _run(cell: Cell, inputs: Inputs) -> tuple[PyTree, PyTree]:

@@ -109,7 +109,16 @@ def bptt(*, block_length: int | None = None, recompute: bool | None = None) -> A
         block_length = length(cell, saved.inputs)
         return in_blocks(reverse.gradient, cell, saved, d_last_state, d_ys, block_length)
 
-    return Algorithm(run, forward, backward)
+    def explain(cell, inputs):
+        keep = keeps(inputs.state) if recompute is None else not recompute
+        steps, kept = jax.tree.leaves(inputs.xs)[0].shape[0], "keeps" if keep else "makes"
+        again = "" if keep else " again"
+        return (
+            f"bptt() takes T = {steps} in blocks of {length(cell, inputs)} steps, and is exact\n"
+            f"of the steps it {kept} what their Jacobians need{again}"
+        )
+
+    return Algorithm(run, forward, backward, explain=explain)
 
 
 def _forward(

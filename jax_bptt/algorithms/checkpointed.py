@@ -96,7 +96,7 @@ def checkpointed(
       >>> algorithm = jb.checkpointed(count=4, block_length=5)
       >>> jb.unroll(cell, params, xs, algorithm=algorithm)[1].shape
       (100, 2, 4)
-      >>> jb.explain(cell, params, xs, algorithm=algorithm).splitlines()[-1]
+      >>> jb.explain(cell, params, xs, algorithm=algorithm).splitlines()[-2]
       'the reverse pass runs 170 steps forward again'
     """
     for name, number in (("count", count), ("block_length", block_length)):

@@ -1,13 +1,15 @@
 """The default algorithm and the kernel of `fused` for a run of a cell, in words."""
 
 import jax
+import jax.numpy as jnp
 
 from jax_bptt.algorithms.bptt import block_length_of, keeps
-from jax_bptt.core import tracing
+from jax_bptt.algorithms.fused import in_words
+from jax_bptt.core import tracing, trees
 from jax_bptt.core.checks import batch_shape, require, shown
 from jax_bptt.core.sequence import Controls
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, GatedStep, Inputs, PyTree
-from jax_bptt.kernels.choice import check_device, choose
+from jax_bptt.kernels.choice import check_device
 
 
 def explain(
@@ -24,7 +26,9 @@ def explain(
       cell: a `Cell`.
       params: its parameters, or their `jax.ShapeDtypeStruct`.
       xs: [T, *batch, I], or its `jax.ShapeDtypeStruct`.
-      algorithm: one that depends on the shapes, `checkpointed()`, to ask about it alone.
+      algorithm: to ask about it alone: what it does, whether its gradient is exact, and the bytes
+        that it keeps from the forward pass. Where what decides is the largest Lyapunov exponent
+        (`newton`, truncation), it is estimated on the arrays given.
       device: "gpu", "cpu" or "tpu", to ask about another device than JAX's default one.
 
     Returns:
@@ -33,7 +37,7 @@ def explain(
       `autodiff()` would be better for.
 
     Raises:
-      ValueError: the device is none of these, or the algorithm has nothing to say.
+      ValueError: the device is none of these, or the algorithm says nothing of itself.
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
@@ -50,42 +54,39 @@ def explain(
     told = None if algorithm is None else algorithm.explain
     require(
         algorithm is None or told is not None,
-        f"explain: {shown(algorithm)} does the same whatever the shapes; leave algorithm out to "
-        "hear what unroll runs by default",
+        f"explain: {shown(algorithm)} says nothing of itself; leave algorithm out to hear what "
+        "unroll runs by default",
     )
     found = []
 
     def look(params, xs):
         weights = cell.prepare(params)
         state = cell.initial_state(params, batch_shape(cell, xs))
-        if told is not None:
-            found.append(told(cell, Inputs(weights, state, xs, None, Controls())))
+        if algorithm is not None and told is not None:
+            inputs = Inputs(weights, state, xs, None, Controls())
+            found.extend([told(cell, inputs), _kept(cell, algorithm, inputs)])
             return
-        found.append(_fused(cell, weights, state, xs, device))
+        found.append(in_words(cell, Inputs(weights, state, xs, None, None), device))
         found.append(_unrolled(cell, weights, state, xs))
 
-    jax.eval_shape(look, params, xs)
+    given = jax.tree.leaves((params, xs))
+    if told is not None and not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given):
+        look(params, jax.tree.map(jnp.asarray, xs))
+    else:
+        jax.eval_shape(look, params, xs)
     return "\n".join(found)
 
 
-def _fused(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree, device: str | None) -> str:
-    choice = choose(cell, weights, state, xs, device)
-    if isinstance(choice, str):
-        return f"fused() runs bptt(), a scan over time:\n{choice}"
-    kernel, form = choice
-    rest = (
-        "derivatives in forward mode and of second or higher order run the scan\n"
-        "unroll takes it when told to: algorithm=jb.fused()"
-    )
-    if form is None:
-        told = f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
-        return f"{told}\n{rest}"
-    heads, size, gates, _ = form.matrix.shape
-    return (
-        f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "
-        f"{gates} gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept "
-        f"besides the states\n{rest}"
-    )
+def _kept(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> str:
+    def saved(inputs):
+        if algorithm.forward is not None:
+            return algorithm.forward(cell, inputs)[1]
+        inexact, rest = trees.partition(inputs)
+        run = lambda inexact: trees.partition(algorithm.run(cell, trees.combine(inexact, rest)))  # noqa: E731
+        return inputs, jax.vjp(run, inexact, has_aux=True)[1]
+
+    count = trees.size(jax.eval_shape(saved, inputs)) - trees.size(inputs)
+    return f"it keeps {max(count, 0)} bytes from the forward pass, beside the inputs"
 
 
 def _unrolled(cell: Cell, weights: PyTree, state: PyTree, xs: PyTree) -> str:

@@ -110,7 +110,10 @@ def fused(
         assert form is not None, kernel.name
         return fused_gated(kernel, form, settings)
 
-    return by_kernel(chosen)
+    def explain(cell: Cell, inputs: Inputs) -> str:
+        return in_words(cell, inputs, device)
+
+    return by_kernel(chosen)._replace(explain=explain)
 
 
 def by_kernel(kernel: Callable[[Cell, Inputs], Algorithm | None]) -> Algorithm:
@@ -149,3 +152,24 @@ def by_kernel(kernel: Callable[[Cell, Inputs], Algorithm | None]) -> Algorithm:
         return own(cell, saved, d_last_state, d_ys)
 
     return Algorithm(run, forward, backward)
+
+
+def in_words(cell: Cell, inputs: Inputs, device: str | None) -> str:
+    """Return which kernel `fused` runs on a device, or what stands in the way of each."""
+    choice = choose(cell, inputs.weights, inputs.state, inputs.xs, device)
+    if isinstance(choice, str):
+        return f"fused() runs bptt(), a scan over time:\n{choice}"
+    kernel, form = choice
+    rest = (
+        "derivatives in forward mode and of second or higher order run the scan\n"
+        "unroll takes it when told to: algorithm=jb.fused()"
+    )
+    if form is None:
+        told = f"fused() runs the kernel {kernel.name}: the recurrence of all steps in one launch"
+        return f"{told}\n{rest}"
+    heads, size, gates, _ = form.matrix.shape
+    return (
+        f"fused() runs the kernel {kernel.name}: all steps in one launch, {heads} x {size} units, "
+        f"{gates} gates,\nproducts of {form.matrix.dtype}, {form.step.saved} arrays [T, B, H] kept "
+        f"besides the states\n{rest}"
+    )

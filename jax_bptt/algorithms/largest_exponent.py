@@ -1,23 +1,13 @@
-"""The largest Lyapunov exponent of a network on data: does what it starts from die out or grow?
-
-G. Benettin, L. Galgani, A. Giorgilli and J.-M. Strelcyn (1980), "Lyapunov characteristic exponents
-for smooth dynamical systems and for Hamiltonian systems", Meccanica 15.
-"""
+"""The largest Lyapunov exponent of a network on data: does what it starts from die out or grow?"""
 
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jax_bptt.algorithms.jacobians import vectors
+from jax_bptt.algorithms.exponents import estimate
 from jax_bptt.algorithms.unroll import Arguments, begin, checked, compiled_once
-from jax_bptt.core import trees
 from jax_bptt.core.checks import is_integer, require
-from jax_bptt.core.forward import over_time
 from jax_bptt.core.sequence import Options
-from jax_bptt.core.types import Cell, Inputs, PyTree
-
-TRANSIENT = 10
-"""One step in so many at the beginning does not count: the direction is not yet that of growth."""
+from jax_bptt.core.types import Cell, PyTree
 
 
 def largest_exponent(cell: Cell, params: PyTree, xs: PyTree, state: PyTree | None = None) -> Array:
@@ -67,31 +57,4 @@ def largest_exponent(cell: Cell, params: PyTree, xs: PyTree, state: PyTree | Non
 
 def _estimate(cell: Cell, given: Arguments) -> Array:
     run = begin("largest_exponent", cell, given, reverse=False)
-    growth = exponents(run.cell, run.inputs)
-    return growth[growth.shape[0] // TRANSIENT :].mean(0)
-
-
-def exponents(cell: Cell, inputs: Inputs) -> Array:
-    """Return log |J_t v_{t-1}| for each step, [T, *batch]."""
-    weights, state, xs, _, _ = inputs
-    space = vectors(cell, inputs)
-    drives = over_time(cell, cell.project)(weights, xs)
-    units = -2, -1
-
-    def step(carry, drive):
-        state, v = carry
-        inexact, rest = trees.partition(state)
-
-        def moved(inexact):
-            return trees.partition(cell.step(weights, trees.combine(inexact, rest), drive))
-
-        new, d_new, new_rest = jax.jvp(moved, (inexact,), (space.tree(v),), has_aux=True)
-        v = space.flat(d_new)
-        size = jnp.sqrt(jnp.sum(v**2, axis=units, keepdims=True))
-        v = v / jnp.where(size == 0, 1, size)
-        return (trees.combine(new, new_rest), v), jnp.log(size[..., 0, 0])
-
-    # A direction of which no matrix of a network is likely to know nothing, the same every time.
-    first = jax.random.normal(jax.random.key(0), space.shape, space.dtype)
-    first = first + space.flat(trees.partition(state)[0]) * 0
-    return lax.scan(step, (state, first), drives)[1]
+    return estimate(run.cell, run.inputs)

@@ -79,7 +79,7 @@ def by_count(inputs: Inputs, count: int | None, block_length: int | None) -> Pla
 
 def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     """Return the plan that runs the fewest steps again within `budget` bytes."""
-    steps, state = _steps(inputs), _bytes(inputs.state)
+    steps, state = _steps(inputs), trees.size(inputs.state)
     fixed, each = block_bytes(cell, inputs)
     made = _bytes(made_of(cell, inputs, 1)) if steps else 0
     longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
@@ -160,6 +160,11 @@ def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
         f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
         f"{left}, and is exact\n"
         f"it keeps {plan.slots} states at a time{whole}, {kept} bytes, and "
+    kept = plan.slots * trees.size(inputs.state)
+    return (
+        f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
+        f"{left}, and is exact\n"
+        f"it keeps {plan.slots} states at a time, {kept} bytes, and "
         f"needs no more than {math.ceil(fixed + plan.length * each)} bytes for a block\n"
         f"the reverse pass runs {plan.again} steps forward again"
     )
@@ -215,7 +220,3 @@ def _near(steps: int, length: int) -> int:
     """Return a length within a third of this one that leaves the least of T over."""
     near = range(-(-3 * length // 4), 4 * length // 3 + 1)
     return min(near, key=lambda k: (steps % k, abs(k - length)))
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))

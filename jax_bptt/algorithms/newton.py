@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from jax_bptt.algorithms import jacobians, parallel_adjoint
 from jax_bptt.algorithms.bptt import Saved, bptt
+from jax_bptt.algorithms.exponents import exponent_in_words
 from jax_bptt.algorithms.kalman import smoothed
 from jax_bptt.core import blocks, trees
 from jax_bptt.core.checks import is_integer, require, shown
@@ -123,11 +124,17 @@ def newton(
         outputs.defjvp(lambda *args: jax.jvp(lambda inputs: scan.run(cell, inputs), *args))
         return outputs(inputs)
 
-    return Algorithm(
-        run,
-        forward_mode_of(scan.run, values),
-        parallel_adjoint.backward("newton", block_length),
-    )
+    def explain(cell, inputs):
+        _check_state(inputs.state)
+        return (
+            "newton() solves for the states of a block of time at once, and is exact\n"
+            f"{parallel_adjoint.in_words('newton', cell, inputs, block_length)}\n"
+            f"{exponent_in_words(cell, inputs)}: below zero it takes few iterations, above zero "
+            "bptt() is faster"
+        )
+
+    pull = parallel_adjoint.backward("newton", block_length)
+    return Algorithm(run, forward_mode_of(scan.run, values), pull, explain=explain)
 
 
 def last(state: PyTree, states: PyTree) -> PyTree:
@@ -137,12 +144,7 @@ def last(state: PyTree, states: PyTree) -> PyTree:
 
 def solve(cell: Cell, inputs: Inputs, settings: Settings) -> Solved:
     """Return the states of a run, block by block of time."""
-    require(
-        all(map(trees.is_inexact, jax.tree.leaves(inputs.state))),
-        "newton: every leaf of the state must be floating-point or complex; with integers in the "
-        "state take jb.bptt().",
-        TypeError,
-    )
+    _check_state(inputs.state)
     length = jacobians.block_length_of("newton", cell, inputs, settings.block_length)
     space = jacobians.vectors(cell, inputs)
     weights, state, xs, start, controls = inputs
@@ -258,6 +260,15 @@ def _warn(failed: Any, iterations: Any, residual: Any) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _check_state(state: PyTree) -> None:
+    require(
+        all(map(trees.is_inexact, jax.tree.leaves(state))),
+        "newton: every leaf of the state must be floating-point or complex; with integers in the "
+        "state take jb.bptt().",
+        TypeError,
+    )
 
 
 def _check(settings: Settings) -> None:

@@ -4,6 +4,7 @@ S. Wang, Y. Bai and G. Pekhimenko (2020), "BPPSA: scaling back-propagation by pa
 algorithm", MLSys.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax_bptt.algorithms import jacobians
 from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.bptt import Saved, bptt, in_blocks
-from jax_bptt.core import trees
+from jax_bptt.core import devices, trees
 from jax_bptt.core.checks import is_integer, require, shown
 from jax_bptt.core.reverse import Surroundings, cross
 from jax_bptt.core.types import Algorithm, Cell, DiagonalStep, Gradient, Inputs, PyTree
@@ -59,7 +60,27 @@ def parallel_adjoint(*, block_length: int | None = None) -> Algorithm:
     """
     positive_steps("parallel_adjoint", block_length)
     scan = bptt(recompute=True)
-    return Algorithm(scan.run, scan.forward, backward("parallel_adjoint", block_length))
+    pull = backward("parallel_adjoint", block_length)
+
+    def explain(cell, inputs):
+        made = in_words("parallel_adjoint", cell, inputs, block_length)
+        return f"parallel_adjoint() is exact\n{made}"
+
+    return Algorithm(scan.run, scan.forward, pull, explain=explain)
+
+
+def in_words(name: str, cell: Cell, inputs: Inputs, block_length: int | None) -> str:
+    """Return what the algorithm `name` makes of the Jacobians."""
+    if isinstance(cell.step, DiagonalStep) and _differentiable(inputs.state):
+        return "its reverse pass is that of associative()"
+    length = jacobians.block_length_of(name, cell, inputs, block_length)
+    space = jacobians.vectors(cell, inputs)
+    *batch, groups, size = space.shape
+    count = math.prod(space.shape) * size * space.dtype.itemsize * length
+    return (
+        f"Jacobians are {groups} blocks of {size} x {size} for each of {math.prod(batch)} "
+        f"sequences, {length} steps at a time: {count} bytes"
+    )
 
 
 def positive_steps(name: str, block_length: int | None) -> None:
@@ -95,6 +116,7 @@ def _gradient(space: jacobians.Vectors) -> Callable[..., Gradient]:
 
     def gradient(inputs: Inputs, around: Surroundings, lam: PyTree) -> Gradient:
         linear, g, accumulate = around
+        lam = devices.shard_alike(lam, inputs.xs, len(space.shape) - 2)
         steps = linear.residuals, inputs.controls
 
         def jacobian(step):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.algorithms.bptt import bptt
+from jax_bptt.algorithms.exponents import exponent_in_words
 from jax_bptt.algorithms.sliding import sliding_window
 from jax_bptt.core.checks import is_integer, require, shown
 from jax_bptt.core.sequence import Controls
@@ -68,9 +69,18 @@ def truncated(window: int, *, sliding: bool = False) -> Algorithm:
         f"truncated: sliding must be True or False, got {shown(sliding)}",
         TypeError,
     )
-    return (
+    reach = f"exactly {window}" if sliding else f"1 to {window}"
+
+    def explain(cell: Cell, inputs: Inputs) -> str:
+        return (
+            f"truncated() lets the loss of a step reach back {reach} steps, and is biased by what "
+            f"crosses more:\nadaptive_truncation bounds it\n{exponent_in_words(cell, inputs)}"
+        )
+
+    algorithm = (
         sliding_window(window) if sliding else detached(lambda _, inputs: _begins(inputs, window))
     )
+    return algorithm._replace(explain=explain)
 
 
 def detached(factors: Callable[[Cell, Inputs], jax.Array]) -> Algorithm:

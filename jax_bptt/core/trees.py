@@ -50,6 +50,11 @@ def _only(pull: Callable, d_out: PyTree) -> PyTree:
     return pull(d_out)[0]
 
 
+def size(tree: PyTree) -> int:
+    """Return the bytes of all leaves."""
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Add two trees, in which None stands for no gradient in both or for zero in one of them."""
     return jax.tree.map(

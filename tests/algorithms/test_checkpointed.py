@@ -146,7 +146,7 @@ def test_as_many_steps_are_run_again_as_explain_says(setting, monkeypatch):
     assert sum(ran) == again
     told = jb.explain(CELLS[name].cell, p.params, p.xs, algorithm=algorithm)
     assert f"T = {STEPS} in {blocks} blocks of {length} steps" in told
-    assert told.endswith(f"runs {again} steps forward again")
+    assert f"runs {again} steps forward again" in told
 
 
 T, B, H = 2000, 4, 32
@@ -254,9 +254,3 @@ def test_an_unknown_number_of_steps_is_refused():
     xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), 1, 2), jnp.float64)
     with pytest.raises(ValueError, match="checkpointed: what to keep depends on T"):
         jax.eval_shape(functools.partial(jb.unroll, cell, algorithm=jb.checkpointed()), params, xs)
-
-
-def test_explain_has_nothing_to_say_about_others():
-    p = problem("elman")
-    with pytest.raises(ValueError, match=r"explain: bptt\(\) does the same whatever the shapes"):
-        jb.explain(CELLS["elman"].cell, p.params, p.xs, algorithm=jb.bptt())
