@@ -188,7 +188,7 @@ def in_blocks(
 
 
 class Total(NamedTuple):
-    """What the reverse pass carries from block to block.
+    """The sums that the reverse pass carries from block to block.
 
     Attributes:
       lam: what reaches the state before the latest block.

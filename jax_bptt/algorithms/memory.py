@@ -36,7 +36,7 @@ class _Plan(NamedTuple):
 
 
 class Plan(Value, _Plan):
-    """What is kept of a run.
+    """The choice of what a run keeps.
 
     Attributes:
       steps: T.
@@ -81,7 +81,7 @@ def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     """Return the plan that runs the fewest steps again within `budget` bytes."""
     steps, state = _steps(inputs), trees.size(inputs.state)
     fixed, each = block_bytes(cell, inputs)
-    made = _bytes(made_of(cell, inputs, 1)) if steps else 0
+    made = trees.size(made_of(cell, inputs, 1)) if steps else 0
     longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
     halves = [longest >> times for times in range(longest.bit_length())]
     lengths = [min(_near(steps, length), max(steps, 1)) for length in halves]
@@ -154,17 +154,12 @@ def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
     whole = f", all of {plan.kept} blocks" if plan.kept else ""
     left = f" and {plan.rest} that are left over" if plan.rest else ""
     fixed, each = block_bytes(cell, inputs)
-    made = plan.length * _bytes(made_of(cell, inputs, 1)) if plan.kept else 0
-    kept = plan.slots * _bytes(inputs.state) + plan.kept * made
+    made = plan.length * trees.size(made_of(cell, inputs, 1)) if plan.kept else 0
+    kept = plan.slots * trees.size(inputs.state) + plan.kept * made
     return (
         f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
         f"{left}, and is exact\n"
         f"it keeps {plan.slots} states at a time{whole}, {kept} bytes, and "
-    kept = plan.slots * trees.size(inputs.state)
-    return (
-        f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
-        f"{left}, and is exact\n"
-        f"it keeps {plan.slots} states at a time, {kept} bytes, and "
         f"needs no more than {math.ceil(fixed + plan.length * each)} bytes for a block\n"
         f"the reverse pass runs {plan.again} steps forward again"
     )
