@@ -55,27 +55,31 @@ def read_table(page: str) -> tuple[list[Group], str]:
     if not end or len(rows) < 3:
         raise ValueError("there is no table between the markers of `bench grad`")
     header, _, *rows = rows
-    found = []
+    by_cell: dict[str, list[dict[str, float]]] = {}
     for row in (dict(zip(header, row, strict=True)) for row in rows):
         if row["cell"]:
-            sizes = " ".join(map("{} = {}".format, "TBIH", row["T, B, I, H"].split(", ")))
-            title = f"{row['cell'].upper()}, {sizes}: {row['jax_bptt bptt, ms']} ms"
-            found.append(Group(title, _bars(row)))
+            by_cell.setdefault(row["cell"], []).append(_ratios(row))
+    found = []
+    for cell, ratios in by_cell.items():
+        sizes = "one size" if len(ratios) == 1 else f"geometric mean of {len(ratios)} sizes"
+        names = dict.fromkeys(name for each in ratios for name in each)
+        bars = [(name, _mean([each[name] for each in ratios if name in each])) for name in names]
+        found.append(Group(f"{cell.upper()}, {sizes}", [("jax_bptt", 1.0), *bars]))
     caption = [line.strip() for line in lines if line[:1] not in ("|", "")]
     return found, caption[0]
 
 
-def _bars(row: dict[str, str]) -> list[tuple[str, float]]:
-    """Return the bars of a row; of the JAX libraries the fastest alone."""
+def _ratios(row: dict[str, str]) -> dict[str, float]:
+    """Return the ratios of a row that are drawn; of the JAX libraries the smallest alone."""
+    found = {name[2:]: float(r) for name, r in row.items() if name[:2] == "x " and r != "-"}
+    peers = [found[name] for name in JAX_PEERS if name in found]
+    fastest = {"fastest of four in JAX": min(peers)} if peers else {}
+    picked = {name: found[name] for name in ("plain scan", "torch") if name in found}
+    return {"plain scan": found["plain scan"]} | fastest | picked
 
-    def ratios(names):
-        cells = {name: row.get(f"x {name}", "-") for name in names}
-        return [(float(value), name) for name, value in cells.items() if value != "-"]
 
-    bars = [("jax_bptt", 1.0)]
-    bars += [(name, ratio) for ratio, name in ratios(["plain scan"])]
-    bars += [(f"{name}, fastest of JAX", ratio) for ratio, name in sorted(ratios(JAX_PEERS))[:1]]
-    return bars + [(name, ratio) for ratio, name in ratios(["torch"])]
+def _mean(ratios: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))
 
 
 def draw_bars(groups: list[Group], caption: str) -> str:

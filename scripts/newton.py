@@ -33,7 +33,7 @@ METHODS = {
     "full": dict(jacobian="full"),
     "diagonal": dict(jacobian="diagonal"),
     "damped": dict(damping=0.2),
-    "trust region": dict(trust_region=1.0),
+    "diagonal, trust region": dict(jacobian="diagonal", trust_region=1.0),
 }
 MODE = "newton"
 """The name of the markers in a Markdown file."""

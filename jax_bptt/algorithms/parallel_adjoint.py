@@ -36,8 +36,7 @@ def parallel_adjoint(*, block_length: int | None = None) -> Algorithm:
     runs as in `associative`. Exact.
 
     When to take it: small states, long sequences, and a device that has more cores than B N D^2
-    keeps busy. On a CPU it is slower than `bptt()` by far more than it is ever faster; see the
-    table of docs/benchmarks.md.
+    keeps busy. On a CPU it is slower than `bptt()`, and the wider the state the more.
 
     A cell of one's own that does not say `any_batch=True` may mix sequences, and has Jacobians of
     the whole batch, B D x B D.
