@@ -108,11 +108,12 @@ def scan_lags(
     steps = linear.residuals, inputs.controls
     zeros = jax.tree.map(jnp.zeros_like, trees.partition(states)[0])
 
+    def back(residual, control, lam):
+        return reverse.cross(linear, residual, control, lam)
+
     def pull(lambdas):
         """Return the gradient, and what every step sends to the state before it."""
-        before, _, emitted = jax.vmap(lambda step, lam: reverse.cross(linear, *step, lam))(
-            steps, lambdas
-        )
+        before, _, emitted = jax.vmap(back)(*steps, lambdas)
         d_weights, _ = accumulate(lambdas, emitted)
         d_weights = d_weights.own if run.traced.closed else d_weights
         return trees.inexact_vjp(cell.prepare, arguments.params)[1](d_weights)[0], before

@@ -184,14 +184,14 @@ def _solve_block(
         iteration, states, (prevs, new, left), _ = carry
         linear = linearize(cell, weights, Stretch(prevs, drives, new))
 
-        def jacobian(step):
+        def jacobian(residual, control):
             def back(d_state):
                 # JAX pairs a complex cotangent with a tangent without conjugating it.
-                return conjugate(cross(linear, *step, conjugate(d_state))[0])
+                return conjugate(cross(linear, residual, control, conjugate(d_state))[0])
 
             return jnp.swapaxes(jacobians.matrix(back, space, state), -1, -2)
 
-        a = (1 - settings.damping) * jax.vmap(jacobian)((linear.residuals, controls))
+        a = (1 - settings.damping) * jax.vmap(jacobian)(linear.residuals, controls)
         states = tree(_carried_on(a, flat(states), flat(left), space.flat(state), settings))
         taken = stepped(states)
         return iteration + 1, states, taken, _residual(flat(states), flat(taken[2]))
@@ -277,17 +277,20 @@ def _check(settings: Settings) -> None:
         settings.jacobian in ("full", "diagonal"),
         f'newton: jacobian must be "full" or "diagonal", got {shown(settings.jacobian)}',
     )
-    for name in ("damping", "trust_region", "tolerance"):
+    for name, optional in (
+        ("damping", ""),
+        ("trust_region", " or None"),
+        ("tolerance", " or None"),
+    ):
         value = getattr(settings, name)
-        optional = " or None" if name != "damping" else ""
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         require(
-            (value is None and bool(optional))
-            or (isinstance(value, numbers.Real) and not isinstance(value, bool)),
+            number or (value is None and optional != ""),
             f"newton: {name} must be a number{optional}, got {shown(value)}",
             TypeError,
         )
-        positive = value is None or (0 < value < math.inf)
-        in_range = 0 <= value < 1 if name == "damping" else positive
+        size = None if value is None else float(value)
+        in_range = size is None or (0 <= size < 1 if name == "damping" else 0 < size < math.inf)
         wanted = "at least 0 and below 1" if name == "damping" else "above 0 and finite"
         require(in_range, f"newton: {name} must be {wanted}, got {shown(value)}")
     require(

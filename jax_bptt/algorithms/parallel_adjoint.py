@@ -118,8 +118,11 @@ def _gradient(space: jacobians.Vectors) -> Callable[..., Gradient]:
         lam = devices.shard_alike(lam, inputs.xs, len(space.shape) - 2)
         steps = linear.residuals, inputs.controls
 
-        def jacobian(step):
-            return jacobians.matrix(lambda d: cross(linear, *step, d)[0], space, lam)
+        def back(residual, control, d_state):
+            return cross(linear, residual, control, d_state)
+
+        def jacobian(residual, control):
+            return jacobians.matrix(lambda d: back(residual, control, d)[0], space, lam)
 
         # With m_t = lambda_t - g_t, what reaches s_t from later steps: m_{t-1} = J_t^T (m_t + g_t).
         count = jax.tree.leaves(inputs.xs)[0].shape[0]
@@ -128,11 +131,11 @@ def _gradient(space: jacobians.Vectors) -> Callable[..., Gradient]:
                 lambda d, g: jnp.zeros((count, *d.shape), d.dtype) if g is None else g, lam, g
             )
         )
-        matrices = jax.vmap(jacobian)(steps)
+        matrices = jax.vmap(jacobian)(*steps)
         offsets = jacobians.apply(matrices, g)
         reached = jacobians.recurrence(matrices, offsets, space.flat(lam), reverse=True)
         lambdas = jax.vmap(space.tree)(reached[1:] + g)
-        _, d_starts, emitted = jax.vmap(lambda step, d: cross(linear, *step, d))(steps, lambdas)
+        _, d_starts, emitted = jax.vmap(back)(*steps, lambdas)
         d_weights, d_xs = accumulate(lambdas, emitted)
         d_start = jax.tree.map(lambda d: d.sum(0), d_starts)
         return Gradient(d_weights, space.tree(reached[0]), d_xs, d_start)

@@ -165,7 +165,8 @@ def test_the_smoother_minimises_its_sum_of_squares():
         right.append(y[t] / np.sqrt(variance))
     matrix = np.concatenate(rows).reshape(-1, steps * size)
     want = np.linalg.lstsq(matrix, np.concatenate(right))[0].reshape(steps, size)
-    assert_close(smoothed(*map(jnp.asarray, (a, b, first, y)), variance), want, 1e-12)
+    a, b, first, y = map(jnp.asarray, (a, b, first, y))
+    assert_close(smoothed(a, b, first, y, variance), want, 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_weight_norm_starts_as_the_cell_and_its_lengths_are_g():
 def test_spectral_norm_has_a_largest_singular_value_of_one():
     cell = jb.spectral_norm(LSTM)
     params = params_of(cell)
-    largest = [np.linalg.norm(w, 2) for w in matrices(cell, params)]
+    largest = np.array([np.linalg.norm(w, 2) for w in matrices(cell, params)])
     np.testing.assert_allclose(largest, 1, rtol=1e-14)
     tripled = params._replace(w_s=3 * params.w_s)
     assert_close(cell.prepare(tripled), cell.prepare(params), 1e-14)
