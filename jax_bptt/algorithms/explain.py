@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jax_bptt.algorithms.bptt import block_length_of, keeps
 from jax_bptt.algorithms.fused import in_words
+from jax_bptt.algorithms.live_bytes import size
 from jax_bptt.core import tracing, trees
 from jax_bptt.core.checks import batch_shape, require, shown
 from jax_bptt.core.sequence import Controls
@@ -85,7 +86,7 @@ def _kept(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> str:
         run = lambda inexact: trees.partition(algorithm.run(cell, trees.combine(inexact, rest)))  # noqa: E731
         return inputs, jax.vjp(run, inexact, has_aux=True)[1]
 
-    count = trees.size(jax.eval_shape(saved, inputs)) - trees.size(inputs)
+    count = size(jax.eval_shape(saved, inputs)) - size(inputs)
     return f"it keeps {max(count, 0)} bytes from the forward pass, beside the inputs"
 
 

@@ -8,8 +8,9 @@ import jax
 from jax import lax
 
 from jax_bptt.algorithms.bptt import Total, block_length_of, run_block
+from jax_bptt.algorithms.live_bytes import peak_bytes, size
 from jax_bptt.algorithms.schedule import repetitions, runs
-from jax_bptt.core import jaxprs, reverse, trees
+from jax_bptt.core import reverse, trees
 from jax_bptt.core.checks import is_integer, require, shown
 from jax_bptt.core.forward import over_time
 from jax_bptt.core.types import Cell, Inputs, PyTree
@@ -79,9 +80,9 @@ def by_count(inputs: Inputs, count: int | None, block_length: int | None) -> Pla
 
 def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     """Return the plan that runs the fewest steps again within `budget` bytes."""
-    steps, state = _steps(inputs), trees.size(inputs.state)
+    steps, state = _steps(inputs), size(inputs.state)
     fixed, each = block_bytes(cell, inputs)
-    made = trees.size(made_of(cell, inputs, 1)) if steps else 0
+    made = size(made_of(cell, inputs, 1)) if steps else 0
     longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
     halves = [longest >> times for times in range(longest.bit_length())]
     lengths = [min(_near(steps, length), max(steps, 1)) for length in halves]
@@ -134,7 +135,7 @@ def block_bytes(cell: Cell, inputs: Inputs) -> tuple[int, float]:
         own, lam = jax.tree.map(of, (weights, state, start)), trees.partition(state)[0]
         weights, state, start = own
         jaxpr = jax.make_jaxpr(block)(weights, state, xs, start, controls, jax.tree.map(of, lam))
-        return jaxprs.peak_bytes(jaxpr.jaxpr)
+        return peak_bytes(jaxpr.jaxpr)
 
     each = (peak(2 * many) - peak(many)) / many
     return math.ceil(COPIES * peak(one)), COPIES * each
@@ -154,8 +155,8 @@ def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
     whole = f", all of {plan.kept} blocks" if plan.kept else ""
     left = f" and {plan.rest} that are left over" if plan.rest else ""
     fixed, each = block_bytes(cell, inputs)
-    made = plan.length * trees.size(made_of(cell, inputs, 1)) if plan.kept else 0
-    kept = plan.slots * trees.size(inputs.state) + plan.kept * made
+    made = plan.length * size(made_of(cell, inputs, 1)) if plan.kept else 0
+    kept = plan.slots * size(inputs.state) + plan.kept * made
     return (
         f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
         f"{left}, and is exact\n"

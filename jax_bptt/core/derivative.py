@@ -57,7 +57,7 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
         (inputs,), (given,) = primals, tangents
         outputs, saved = forward(cell, inputs)
         given = _known(given)
-        wanted = jax.tree.map(lambda g: g is not None, given, is_leaf=_is_none)
+        wanted = jax.tree.map(lambda g: g is not None, given, is_leaf=trees.is_none)
 
         # Traced once for the two places that call it; and inside `jax.shard_map` the solve below
         # would else make its operands of the constants of a cell, which vary over no mesh axis.
@@ -70,7 +70,8 @@ def differentiable(cell: Cell, algorithm: Algorithm, inputs: Inputs) -> tuple[Py
             d_last_state, d_ys = devices.vary_alike(d_outputs, saved)
             found = backward(cell, saved, d_last_state, d_ys)
             d_inputs = Inputs(*found, wanted.controls)
-            return jax.tree.map(lambda w, d: d if w else None, wanted, d_inputs, is_leaf=_is_none)
+            chosen = lambda w, d: d if w else None  # noqa: E731
+            return jax.tree.map(chosen, wanted, d_inputs, is_leaf=trees.is_none)
 
         d_outputs = _linear_map(push, pull, given, (inputs, saved), trees.partition(outputs)[0])
         return outputs, with_constants(d_outputs, outputs)
@@ -216,7 +217,3 @@ def _zero(leaf: Any) -> Any:
 
 def _is_symbolic_zero(leaf: Any) -> bool:
     return isinstance(leaf, SymbolicZero)
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None

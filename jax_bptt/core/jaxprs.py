@@ -1,6 +1,5 @@
 """Facts about functions, read off their jaxprs, JAX's notation for what a traced function does."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,10 +30,10 @@ def called(eqn: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
 
 def live(jaxpr: Jaxpr) -> list[Any]:
     """Return the equations whose results are used, or that have an effect."""
-    used, equations = set(_variables(jaxpr.outvars)), []
+    used, equations = set(variables(jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or used & set(eqn.outvars):
-            used.update(_variables(eqn.invars))
+            used.update(variables(eqn.invars))
             equations.append(eqn)
     return equations[::-1]
 
@@ -43,8 +42,8 @@ def used_leaves(fun: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Return, in the structure of `args`, which leaves `fun` reads. Never misses one."""
     # Of a function that dies here: JAX keeps every trace of a function for as long as that lives.
     jaxpr = jax.make_jaxpr(lambda *args: fun(*args))(*args).jaxpr
-    read = set(_variables(jaxpr.outvars))
-    read.update(v for eqn in live(jaxpr) for v in _variables(eqn.invars))
+    read = set(variables(jaxpr.outvars))
+    read.update(v for eqn in live(jaxpr) for v in variables(eqn.invars))
     return jax.tree.unflatten(jax.tree.structure(args), [v in read for v in jaxpr.invars])
 
 
@@ -59,33 +58,6 @@ def contains(jaxpr: Jaxpr, name: str) -> bool:
     return False
 
 
-def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
+def variables(atoms: Sequence[Any]) -> Iterator[Any]:
+    """Return the operands that are no literals."""
     return (v for v in atoms if not isinstance(v, Literal))
-
-
-def peak_bytes(jaxpr: Jaxpr) -> int:
-    """Return the most bytes that are there at a time, operation by operation, beside the arguments.
-
-    A compiler that fuses operations takes fewer, unless it makes copies.
-    """
-    equations = live(jaxpr)
-    arguments = {*jaxpr.invars, *jaxpr.constvars}
-    last = {v: k for k, eqn in enumerate(equations) for v in _variables(eqn.invars)}
-    last.update(dict.fromkeys(_variables(jaxpr.outvars), len(equations)))
-    there, peak = 0, 0
-    for k, eqn in enumerate(equations):
-        results = sum(_bytes(v) for v in eqn.outvars if v in last)
-        inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()))]
-        within = max([peak_bytes(p) for p in inner if isinstance(p, Jaxpr)], default=0)
-        # What a function that is called returns is what it made; a loop stacks copies of it.
-        most = max(within, results) if called(eqn) else within + results
-        peak = max(peak, there + most)
-        there += results
-        read = {v for v in _variables([*eqn.invars, *eqn.outvars]) if last.get(v) == k}
-        there -= sum(map(_bytes, read - arguments))
-    return peak
-
-
-def _bytes(variable: Any) -> int:
-    aval = variable.aval
-    return math.prod(aval.shape) * aval.dtype.itemsize

@@ -57,11 +57,7 @@ def reverse_scan(
 def cross(
     linear: Linearization, residual: PyTree, control: Controls, lam: PyTree
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """Take lambda_t back through step t, to s_{t-1} or to the start.
-
-    Returns:
-      (J_t^T lambda_t, what reaches the start by a reset or None, what `linear.pull` emitted).
-    """
+    """Take lambda_t back through step t: (to s_{t-1}, to the start, what `pull` emitted)."""
     through, emitted = linear.pull(residual, control.taken(lam))
     d_prev, d_start = control.leave(trees.add(through, control.held(lam)))
     return d_prev, d_start, emitted
@@ -120,6 +116,4 @@ def readout_gradient(
     readout = over_time(cell, cell.readout)
     used = jaxprs.used_leaves(readout, weights, states)
     found = trees.inexact_vjp(readout, weights, states)[1](d_ys)
-    return jax.tree.map(
-        lambda d, read: d if read else None, found, used, is_leaf=lambda d: d is None
-    )
+    return jax.tree.map(lambda d, read: d if read else None, found, used, is_leaf=trees.is_none)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax_bptt.core.types import PyTree
 
 
-def _is_none(x: Any) -> bool:
+def is_none(x: Any) -> bool:
+    """Return whether a leaf is missing."""
     return x is None
 
 
@@ -27,7 +28,7 @@ def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 def combine(inexact: PyTree, rest: PyTree) -> PyTree:
     """Undo `partition`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, inexact, rest, is_leaf=_is_none)
+    return jax.tree.map(lambda a, b: b if a is None else a, inexact, rest, is_leaf=is_none)
 
 
 def inexact_vjp(fun: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Callable]:
@@ -50,15 +51,10 @@ def _only(pull: Callable, d_out: PyTree) -> PyTree:
     return pull(d_out)[0]
 
 
-def size(tree: PyTree) -> int:
-    """Return the bytes of all leaves."""
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
-
-
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Add two trees, in which None stands for no gradient in both or for zero in one of them."""
     return jax.tree.map(
-        lambda x, y: y if x is None else x if y is None else x + y, a, b, is_leaf=_is_none
+        lambda x, y: y if x is None else x if y is None else x + y, a, b, is_leaf=is_none
     )
 
 
@@ -78,12 +74,12 @@ def zero_gradient(tree: PyTree) -> PyTree:
 def accumulate(total: PyTree, part: PyTree) -> PyTree:
     """Add a part, in the dtype of its leaf or None for zero, to a total from `zero_gradient`."""
     return jax.tree.map(
-        lambda t, p: t if p is None else t + p.astype(t.dtype), total, part, is_leaf=_is_none
+        lambda t, p: t if p is None else t + p.astype(t.dtype), total, part, is_leaf=is_none
     )
 
 
 def cast_gradient(d_tree: PyTree, tree: PyTree) -> PyTree:
     """Give each accumulated gradient the dtype of the leaf it belongs to."""
     return jax.tree.map(
-        lambda d, a: None if d is None else d.astype(a.dtype), d_tree, tree, is_leaf=_is_none
+        lambda d, a: None if d is None else d.astype(a.dtype), d_tree, tree, is_leaf=is_none
     )
