@@ -239,8 +239,11 @@ def _check_xs(function: str, cell: Cell, xs: PyTree) -> PyTree:
             f"{function}: xs{path}.shape={x.shape} read as [{axes}] does not end in {shape}, the "
             "cell's input size. Make the cell with the size of the inputs, or project them to it.",
         )
-        if isinstance(spec, Tokens) and not isinstance(x, Tracer) and x.size:
-            low, high = int(x.min()), int(x.max())
+        known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+        if isinstance(spec, Tokens) and known and x.size:
+            # By NumPy: under `jit` an operation of JAX is traced even on an array that is known.
+            values = np.asarray(x)
+            low, high = int(values.min()), int(values.max())
             require(
                 0 <= low and high < spec.vocabulary_size,
                 f"{function}: xs{path} has tokens from {low} to {high}, but there are 0 to "

@@ -126,10 +126,10 @@ def _gradient(space: jacobians.Vectors) -> Callable[..., Gradient]:
 
         # With m_t = lambda_t - g_t, what reaches s_t from later steps: m_{t-1} = J_t^T (m_t + g_t).
         count = jax.tree.leaves(inputs.xs)[0].shape[0]
+        zeros = jax.tree.map(lambda d: jnp.broadcast_to(jnp.zeros_like(d), (count, *d.shape)), lam)
         g = jax.vmap(space.flat)(
-            jax.tree.map(
-                lambda d, g: jnp.zeros((count, *d.shape), d.dtype) if g is None else g, lam, g
-            )
+            # Zeros are laid out on devices as what they stand beside.
+            jax.tree.map(lambda zeros, g: zeros if g is None else g, zeros, g)
         )
         matrices = jax.vmap(jacobian)(*steps)
         offsets = jacobians.apply(matrices, g)

@@ -329,3 +329,14 @@ def test_a_reset_state_without_resets_is_an_error():
 )
 def test_settings_that_make_no_sense(make, pieces):
     check(make, (TypeError, ValueError), pieces)
+
+
+def test_tokens_that_a_compiled_function_closes_over():
+    """Their values are known and checked, though nothing of JAX may be computed of them there."""
+    cell = jb.embedding(jb.lstm(3, 4), vocabulary_size=5)
+    params, tokens = cell.init(jax.random.key(0)), jnp.full((6, 2), 4)
+    got = jax.jit(lambda params: jb.unroll(cell, params, tokens))(params)
+    assert_close(got, jb.unroll(cell, params, tokens), 1e-14)
+    with pytest.raises(ValueError, match="tokens from 7 to 7"):
+        wrong = jnp.full((6, 2), 7)
+        jax.jit(lambda params: jb.unroll(cell, params, wrong))(params)
