@@ -41,6 +41,7 @@ the argument, both shapes and the way out. Axes: T time, B batch, I input, G gat
 output.
 """
 
+from jax_bptt import diagnostics as diagnostics
 from jax_bptt import interop as interop
 from jax_bptt.algorithms.adaptive_truncation import Truncation, adaptive_truncation
 from jax_bptt.algorithms.artbp import PowerLaw, artbp

@@ -1,1 +1,11 @@
-"""Looking at the gradient through time: its terms by state."""
+"""Looking at the gradient through time: which past it flows from, and how far it reaches.
+
+`trajectory` runs a cell and keeps what the other functions read. Pictures are drawn by
+`jax_bptt.diagnostics.plots`.
+"""
+
+from jax_bptt.diagnostics.contributions import contributions
+from jax_bptt.diagnostics.state_gradients import state_gradients
+from jax_bptt.diagnostics.trajectory import Trajectory, trajectory
+
+__all__ = ["Trajectory", "contributions", "state_gradients", "trajectory"]
