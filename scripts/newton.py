@@ -23,7 +23,6 @@ from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, positive
 
 UNITS, STEPS, SEEDS = 32, 512, 3
-GAINS = (0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
 LIMIT = 128
 """Iterations after which the plain scan takes over."""
 GAINS = (0.5, 0.7, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
@@ -105,7 +104,7 @@ def draw(points: list[Point], steps: int, path: Path) -> None:
     axes.set_title("Below an exponent of zero Newton takes few iterations", fontsize=10)
     axes.set_xlabel("largest Lyapunov exponent, per step")
     axes.set_ylabel(f"iterations for T = {steps}; above {LIMIT}: none")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     pictures.save(figure, path)
 
 

@@ -204,8 +204,9 @@ def push_step(linear: Linearization, residual: PyTree, control: Controls, d_prev
 def _push(cell: Cell, run: tuple[Inputs, PyTree], d_state: PyTree) -> PyTree:
     linear = linearization(cell, *run)
 
-    def step(d_prev, step):
-        return push_step(linear, *step, d_prev), None
+    def step(d_prev, at):
+        residual, control = at
+        return push_step(linear, residual, control, d_prev), None
 
     return lax.scan(step, d_state, (linear.residuals, run[0].controls))[0]
 
@@ -213,8 +214,9 @@ def _push(cell: Cell, run: tuple[Inputs, PyTree], d_state: PyTree) -> PyTree:
 def _pull(cell: Cell, run: tuple[Inputs, PyTree], d_state: PyTree) -> PyTree:
     linear = linearization(cell, *run)
 
-    def step(d_state, step):
-        return pull_step(linear, *step, d_state), None
+    def step(d_state, at):
+        residual, control = at
+        return pull_step(linear, residual, control, d_state), None
 
     return lax.scan(step, d_state, (linear.residuals, run[0].controls), reverse=True)[0]
 

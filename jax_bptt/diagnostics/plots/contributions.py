@@ -1,9 +1,11 @@
-"""Pictures of the gradient through time. Matplotlib is imported when one is drawn."""
+"""The lecture's sum, term by term."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jax_bptt.diagnostics.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +48,7 @@ def plot_contributions(terms: Mapping[str, Any]) -> "Figure":
             f"got {shapes}"
         )
     (last,) = lengths
-    figure_class = _figure_class("plot_contributions")
+    figure_class = style.figure_class("plot_contributions")
     if last > MAX_HEAT_MAPS:
         figure = figure_class(figsize=(7.0, 4.2), layout="constrained")
         _draw_norms(figure.add_subplot(), arrays, last)
@@ -98,14 +100,3 @@ def _draw_heat_maps(figure: Any, name: str, array: np.ndarray) -> None:
         fraction=0.25 / last,
         label=f"dE_{last}/d{name}\n(E per unit of weight)",
     )
-
-
-def _figure_class(function: str) -> "type[Figure]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: Matplotlib is not installed. Install the extra: "
-            "pip install 'jax_bptt[plot]'"
-        ) from error
-    return Figure

@@ -1,0 +1,9 @@
+"""Pictures of what `jax_bptt.diagnostics` finds, for the extra `plot`.
+
+Each takes what a function of the same name returned and the axes to draw on, None for those of a
+new figure, and returns the axes: `plot(found).figure.savefig("found.svg")`.
+"""
+
+from jax_bptt.diagnostics.plots.contributions import plot_contributions
+
+__all__ = ["plot_contributions"]
