@@ -20,14 +20,14 @@ Running
     unroll step bptt_gradients; options lengths, resets, mask, reset_state, reverse
 Algorithms
     bptt (the default) checkpointed, in less memory; autodiff associative fused; parallel in time
-    parallel_adjoint newton, with newton_solution; truncated artbp, whose gradient is cut; explain
-    says what would run
+    parallel_adjoint newton, with newton_solution; truncated artbp, whose gradient is cut; clipped,
+    whose adjoint is; explain says what would run
 Layers
     layer bidirectional stack residual batch_major; dropout variational_dropout zoneout
     recurrent_dropout recurrent_dropout_per_step; weight_noise for parameters
 Looking at the gradient
     contributions gradient_by_lag state_gradients largest_exponent; adaptive_truncation chooses a
-    window
+    window; jax_bptt.diagnostics has the rest, and pictures
 Parameters
     is_bias; jax_bptt.interop maps those of torch, flax, haiku, equinox, keras, onnx, and has layers
     for flax and equinox
@@ -50,6 +50,7 @@ from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.by_lag import gradient_by_lag
 from jax_bptt.algorithms.checkpointed import checkpointed
+from jax_bptt.algorithms.clipped import clipped
 from jax_bptt.algorithms.explain import explain
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.gpu_options import gpu_compiler_options
@@ -144,6 +145,7 @@ __all__ = [
     "bptt",
     "bptt_gradients",
     "checkpointed",
+    "clipped",
     "contributions",
     "conv_lstm",
     "ctrnn",

@@ -164,6 +164,8 @@ ALGORITHMS = {
     "bptt_3": jb.bptt(block_length=3),
     "bptt_kept": jb.bptt(block_length=3, recompute=False),
     "autodiff": jb.autodiff(),
+    # Far from any adjoint there is: exact, but through a pass of its own.
+    "clipped": jb.clipped(norm=1e9),
     "fused": jb.fused(),
     # Three blocks and a step that is left over; the second block is passed by before the third.
     "checkpointed": jb.checkpointed(count=0, block_length=2),
@@ -171,7 +173,7 @@ ALGORITHMS = {
 }
 
 # Those with a recursion of their own.
-OTHERS = {"checkpointed", "parallel_adjoint"}
+OTHERS = {"checkpointed", "clipped", "parallel_adjoint"}
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written
 # pair, a plain step, a gated step that reads weights unit by unit, integers in the state, a complex

@@ -10,6 +10,7 @@ Both are read off one linearisation, at the states of the run.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -42,6 +43,7 @@ class Trajectory:
       states: s_1..s_T, [T, *batch, ...].
       ys: [T, *batch, ...], zero beyond `lengths`.
       inputs: all that the run depends on.
+      valid: bool [T, *batch], False beyond `lengths`; None without any.
       runs: the cell that was run: `cell`, with what its functions close over as part of its
         weights.
     """
@@ -51,6 +53,7 @@ class Trajectory:
     states: PyTree
     ys: PyTree
     inputs: Inputs
+    valid: Array | None
     runs: Cell = dataclasses.field(metadata=_static())
 
     @property
@@ -177,7 +180,19 @@ def _trajectory(cell: Cell, given: Arguments) -> Trajectory:
     ys = over_time(run.cell, run.cell.readout)(run.inputs.weights, states)
     ys = sequence.restore(ys, run.valid, reverse=False)
     runs = run.cell if run.traced.closed else cell
-    return Trajectory(cell, given.params, states, ys, run.inputs, runs)
+    return Trajectory(cell, given.params, states, ys, run.inputs, run.valid, runs)
+
+
+def cotangents_of(
+    name: str, run: Trajectory, d_ys: PyTree, d_last_state: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Return (d_ys, d_last_state), checked on behalf of `name`; zeros where the latter is None."""
+    if d_ys is not None:
+        d_ys = cotangents(name, "d_ys", d_ys, run.ys)
+        d_ys = d_ys if run.valid is None else sequence.select(run.valid, d_ys)
+    if d_last_state is None:
+        return d_ys, jax.tree.map(jnp.zeros_like, trees.partition(run.inputs.state)[0])
+    return d_ys, cotangents(name, "d_last_state", d_last_state, run.inputs.state)
 
 
 def linearization(cell: Cell, inputs: Inputs, states: PyTree) -> Linearization:
