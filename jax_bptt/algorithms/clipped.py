@@ -144,7 +144,7 @@ def rank_of(cell: Cell, inputs: Inputs) -> int:
         require(
             leaf.shape[: len(batch)] == batch,
             f"clipped: state{path} is {describe(leaf)}, which does not lead with *batch={batch}: "
-            "no lambda is that of one sequence. Give the leaf that batch shape in cell.initial_state.",
+            "no lambda is that of one sequence. Give the leaf that shape in cell.initial_state.",
         )
     return len(batch)
 
