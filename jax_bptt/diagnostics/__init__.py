@@ -4,9 +4,21 @@
 `jax_bptt.diagnostics.plots`.
 """
 
+from jax_bptt.cells.watched import Seen, WatchedParams, telemetry, watched
 from jax_bptt.diagnostics.clipping import Clipping, clipping
 from jax_bptt.diagnostics.contributions import contributions
 from jax_bptt.diagnostics.state_gradients import state_gradients
 from jax_bptt.diagnostics.trajectory import Trajectory, trajectory
 
-__all__ = ["Clipping", "Trajectory", "clipping", "contributions", "state_gradients", "trajectory"]
+__all__ = [
+    "Clipping",
+    "Seen",
+    "Trajectory",
+    "WatchedParams",
+    "clipping",
+    "contributions",
+    "state_gradients",
+    "telemetry",
+    "trajectory",
+    "watched",
+]

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_bptt.cells.watched import Seen, telemetry
 from jax_bptt.core.types import PyTree
 from jax_bptt.training.losses import Loss
 
@@ -44,6 +45,18 @@ class Learner(NamedTuple):
     state: PyTree
 
 
+class Telemetry(NamedTuple):
+    """What a training step shows of its gradient, where a cell is `watched`.
+
+    Attributes:
+      gradient_norm: [], of all parameters, before it is clipped.
+      seen: the adjoints of each watched cell, by the path of its parameters.
+    """
+
+    gradient_norm: jax.Array
+    seen: dict[str, Seen]
+
+
 class Progress(NamedTuple):
     """The place where a run stands: saved and restored, `fit` goes on from it.
 
@@ -52,12 +65,14 @@ class Progress(NamedTuple):
       seconds: spent on training, without the first step of each call of `fit`, which compiles.
       loss: of the batch of this step, before its update; nan where there was none.
       learner: the parameters and all else that steps change; the next step consumes its buffers.
+      telemetry: of this step; None if no cell of the loss is `watched`.
     """
 
     step: int
     seconds: float
     loss: float
     learner: Learner
+    telemetry: Telemetry | None = None
 
 
 def start(params: PyTree, state: PyTree, settings: Settings) -> Progress:
@@ -130,9 +145,12 @@ def fit(
     def step(learner, batch, learning_rate):
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, state), d_params = gradient(learner.params, learner.state, batch)
+        d_params, seen = telemetry(d_params)
+        shown = Telemetry(optax.tree.norm(d_params), seen) if seen else None
         updates, memory = optimizer.update(d_params, learner.memory)
         updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-        return Learner(optax.apply_updates(learner.params, updates), memory, state), value
+        params = optax.apply_updates(learner.params, updates)
+        return Learner(params, memory, state), (value, shown)
 
     learner, began = progress.learner, math.inf
     step = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(learner), None))
@@ -142,7 +160,7 @@ def fit(
         if done > 1 or stop():
             return
         batch = batches(number - 1)
-        learner, value = step(learner, batch, settings.learning_rate * rate(done))
+        learner, (value, shown) = step(learner, batch, settings.learning_rate * rate(done))
         value = float(value)
         began = min(began, time.perf_counter())
         if not math.isfinite(value):
@@ -150,7 +168,7 @@ def fit(
                 f"the loss became {value} at step {number}; try a smaller learning rate or clip"
             )
         seconds = progress.seconds + time.perf_counter() - began
-        yield Progress(number, seconds, value, learner)
+        yield Progress(number, seconds, value, learner, shown)
 
 
 def _shardings(learner: Learner) -> Learner | None:

@@ -7,7 +7,7 @@ import jax
 
 import jax_bptt as jb
 from jax_bptt.training import devices, loop
-from trainer import jobs, report, saved, session, text
+from trainer import jobs, report, saved, session, telemetry, text
 from trainer.errors import InputError, say, user_input
 from trainer.interrupts import Signals
 from trainer.session import UNWRITTEN as UNWRITTEN
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, signals: Signals) -> int:
 
 def _train(args: argparse.Namespace, signals: Signals) -> int:
     report.try_out(args.json, args.plot)
+    if args.telemetry:
+        telemetry.try_out(args.telemetry)
     steps = args.steps or (None if args.seconds else args.default_steps)
     with user_input():
         mesh = devices.mesh(args.batch, args.devices)
@@ -52,13 +54,17 @@ def _train(args: argparse.Namespace, signals: Signals) -> int:
         json=args.json,
         checkpoint=args.checkpoint,
         every=args.checkpoint_every,
+        telemetry=args.telemetry,
     )
     arguments = {**vars(args), "steps": steps}
     del arguments["default_steps"]
     # JSON has no infinity.
     arguments = {k: str(v) if v == math.inf else v for k, v in arguments.items()}
     with jax.enable_x64(args.precision == "float64"):
-        return session.run(_job(args), options, arguments, signals)
+        job = _job(args)
+        if args.telemetry:
+            job = job._replace(network=job.network._replace(watched=True))
+        return session.run(job, options, arguments, signals)
 
 
 def _job(args: argparse.Namespace) -> jobs.Job:

@@ -21,6 +21,7 @@ class Network(NamedTuple):
       input_size: I of the first cell.
       output_size: O of the readout of the last one.
       vocabulary_size: V where the inputs are tokens, None where they are features.
+      watched: whether the cells are watched, for telemetry.
     """
 
     cell: str
@@ -30,6 +31,7 @@ class Network(NamedTuple):
     input_size: int
     output_size: int
     vocabulary_size: int | None = None
+    watched: bool = False
 
 
 def build(network: Network) -> jb.Layer:
@@ -46,6 +48,8 @@ def build(network: Network) -> jb.Layer:
             cell = jb.mixed_precision(cell)
         if network.vocabulary_size and not place:
             cell = jb.embedding(cell, vocabulary_size=network.vocabulary_size)
+        if network.watched:
+            cell = jb.diagnostics.watched(cell)
         cells.append(jb.layer(cell))
     return jb.stack(*cells)
 

@@ -141,6 +141,8 @@ def _training_options(sub: argparse.ArgumentParser, *, steps: int, rate: float) 
     add("--check", action="store_true", help="compare the gradient with jax.grad's first")
     add("--plot", metavar="FILE", help="draw the learning curve (.png, .svg, .pdf)")
     add("--json", metavar="FILE", help="write the results for machines")
+    about = "watch the gradient through time: JSON lines, and events for TensorBoard"
+    add("--telemetry", metavar="DIR", help=about)
     sub.set_defaults(default_steps=steps)
 
 

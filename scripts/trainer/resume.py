@@ -14,8 +14,9 @@ from trainer.errors import InputError, require, say
 
 LOSSES = "losses"
 FREE = {"sample", "temperature", "order", "plot", "json", "check", "text", "devices"}
-FREE |= {"checkpoint", "checkpoint_every"}
-"""Options that a run may go on with changed. The text is known by its content."""
+FREE |= {"checkpoint", "checkpoint_every", "telemetry"}
+"""Options that a run may go on with changed. The text is known by its content, and a telemetry by
+whether there is any."""
 
 
 class Run(NamedTuple):
@@ -43,7 +44,8 @@ def settings(arguments: dict[str, Any], devices: int, data: str | None) -> dict[
       data: what tells the text from others.
     """
     kept = {name: value for name, value in arguments.items() if name not in FREE}
-    return kept | {"devices": devices, "text": data}
+    watched = {"watched": True} if arguments.get("telemetry") else {}
+    return kept | watched | {"devices": devices, "text": data}
 
 
 def save(folder: Path, run: Run, about: dict[str, Any]) -> bool:

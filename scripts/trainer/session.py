@@ -19,6 +19,7 @@ from trainer.interrupts import STATUS, Signals
 from trainer.jobs import Job
 from trainer.resume import Run
 from trainer.sample import FIRST, sample
+from trainer.telemetry import Writer
 
 FAILED_CHECK, UNWRITTEN = 1, 3
 """Exit statuses: the gradient is wrong; the run is done and some results could not be written."""
@@ -41,6 +42,7 @@ class Options(NamedTuple):
       json: file for the results, or None.
       checkpoint: folder to save in and go on from, or None.
       every: seconds between two checkpoints.
+      telemetry: folder to write what is seen of the gradient to, or None.
     """
 
     settings: loop.Settings
@@ -54,6 +56,7 @@ class Options(NamedTuple):
     json: str | None
     checkpoint: str | None
     every: float
+    telemetry: str | None
 
 
 def run(job: Job, options: Options, arguments: dict[str, Any], signals: Signals) -> int:
@@ -132,7 +135,7 @@ def _train(
     signals: Signals,
     save: Callable[[Run], bool] | None,
 ) -> tuple[Run, bool]:
-    """Train under a progress bar; return the run at its end, and whether that is saved.
+    """Train under a progress bar; return the run at its end, and whether all of it is written.
 
     Without `save` there is nothing to be saved, and it is.
     """
@@ -144,7 +147,9 @@ def _train(
     def asked():
         return signals.heard() is not None
 
+    written = Writer(options.telemetry, run.progress.step) if options.telemetry else None
     with (
+        written or contextlib.nullcontext(),
         bar(total=settings.steps, initial=run.progress.step, unit="step") as shown,
         signals.deferring(),
     ):
@@ -153,13 +158,16 @@ def _train(
             timed = run.timed + (progress.step > first)
             run.losses.append(progress.loss)
             run = Run(progress, run.losses, timed)
+            if written:
+                written.add(progress)
             _show(shown, job, run, refresh=progress.step == first)
             if save and time.monotonic() - last_save >= options.every:
                 save(run)
                 last_save = time.monotonic()
         run = run._replace(finished=not asked() or run.progress.step == settings.steps)
         new = run.finished or run.progress.step >= first
-        return run, save(run) if save and new else True
+        saved = save(run) if save and new else True
+    return run, saved and not (written and written.failed)
 
 
 def _show(shown: Any, job: Job, run: Run, *, refresh: bool) -> None:

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import train
-from trainer import check, interrupts, plot, session
+from trainer import check, interrupts, plot, session, telemetry
 from trainer.errors import InputError
 
-from jax_bptt.training import devices
+from jax_bptt.cells.watched import nothing_seen
+from jax_bptt.training import devices, loop
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--hidden", "4", "--batch", "3", "--steps", "3"]
@@ -40,6 +42,47 @@ def run(argv):
         return train.main(argv)
     except SystemExit as end:
         return end.code
+
+
+def test_telemetry_is_lines_and_events_and_its_network_writes_text(essay, tmp_path, capsys):
+    seen, saved = tmp_path / "seen", tmp_path / "saved"
+    options = ["--telemetry", str(seen), "--checkpoint", str(saved), "--check", "--layers", "2"]
+    argv = [*CHARS, "--text", essay, *options, "--steps", "20"]
+    assert run(argv) == 0
+    lines = [json.loads(line) for line in (seen / "telemetry.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert list(lines[0]["adjoints"]) == ["[0]", "[1]"]
+    for found in lines[0]["adjoints"].values():
+        assert sum(found["decades"].values()) == 5 * 3 and found["nonfinite"] == 0
+    assert 0 < lines[0]["gradient_norm"] < 10
+    assert len(list(seen.glob("events.out.tfevents.*"))) == 1
+    capsys.readouterr()
+    assert run(["sample", "--checkpoint", str(saved), "--length", "5"]) == 0
+    assert run([a for a in argv if a not in ("--telemetry", str(seen))]) == 2
+    assert "--watched True, and this one --watched None" in capsys.readouterr().err
+
+
+def test_telemetry_goes_on_from_a_step_and_a_full_disk_is_a_line(tmp_path, capsys):
+    folder, path = str(tmp_path), tmp_path / telemetry.NAME
+    lines = [json.dumps({"step": step}) + "\n" for step in (10, 20, 30)]
+    path.write_text("".join(lines) + '{"step": 4')
+    shown = loop.Telemetry(jnp.ones(()), {"[0]": nothing_seen()})
+    with telemetry.Writer(folder, 20) as writer:
+        assert path.read_text() == "".join(lines[:2])
+        for step in (29, 30):
+            writer.add(loop.Progress(step, 1.0, 0.5, None, shown))
+        assert json.loads(path.read_text().splitlines()[-1]) == {
+            "step": 30,
+            "loss": 0.5,
+            "gradient_norm": 1.0,
+            "adjoints": {"[0]": {"rms": 0.0, "nonfinite": 0, "decades": {}}},
+        }
+        writer._lines.close()
+        writer._lines = open("/dev/full", "w")
+        for step in (40, 50):
+            writer.add(loop.Progress(step, 1.0, 0.5, None, shown))
+    assert writer.failed
+    assert capsys.readouterr().err.count("No space left on device; no more telemetry") == 1
 
 
 def test_chars_checks_trains_measures_samples_and_writes_its_files(essay, tmp_path, capsys):
