@@ -2,7 +2,8 @@
 
 S. Hochreiter and J. Schmidhuber (1997), "Long short-term memory", Neural Computation 9(8), pose
 both the adding and a copying problem; the forms here are those of M. Arjovsky, A. Shah and
-Y. Bengio (2016), "Unitary evolution recurrent neural networks", ICML. Batches are drawn afresh at
+Y. Bengio (2016), "Unitary evolution recurrent neural networks", ICML; flip-flops are those of
+Sussillo and Barak (2013). Batches are drawn afresh at
 every step, so that what is learned is the rule and not the examples.
 
 Training data is a function from the number of steps done to the next batch, so that a run can go
@@ -86,6 +87,32 @@ def copy_baseline(*, delay: int, symbols: int) -> float:
     M ln 8 / (D + 2 M): nothing is lost on the blanks, and each symbol is a guess among eight.
     """
     return symbols * math.log(SYMBOLS) / (delay + 2 * symbols)
+
+
+def flip_flop(
+    rng: np.random.Generator, *, length: int, batch: int, bits: int = 3, rate: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return pulses that set bits, and the bits: each is what its own last pulse was.
+
+    A pulse is 1 or -1, and nothing is 0. The first step sets every bit, so that all are known.
+    D. Sussillo and O. Barak (2013), "Opening the black box", Neural Computation 25(3).
+
+    Args:
+      rng: where the randomness comes from.
+      length: T.
+      batch: B.
+      bits: N, each with an input and an output of its own.
+      rate: the probability of a pulse, of each bit at each step.
+
+    Returns:
+      xs and targets, [T, B, N].
+    """
+    shape = length, batch, bits
+    pulsed = rng.uniform(size=shape) < rate
+    pulsed[:1] = True
+    xs = np.where(pulsed, rng.choice([-1.0, 1.0], shape), 0.0)
+    last = np.where(pulsed, np.arange(length)[:, None, None], 0)
+    return xs, np.take_along_axis(xs, np.maximum.accumulate(last, axis=0), axis=0)
 
 
 def drawn(draw: Callable[..., tuple[np.ndarray, np.ndarray]], *seeds: int) -> Batches:

@@ -39,6 +39,18 @@ def test_copy_baseline_is_the_entropy_of_the_symbols_over_the_steps():
     assert tasks.copy_baseline(delay=3, symbols=2) == 2 * math.log(8) / 7
 
 
+def test_flip_flops_keep_what_their_last_pulse_was():
+    xs, targets = tasks.flip_flop(np.random.default_rng(0), length=40, batch=300, bits=2, rate=0.1)
+    assert xs.shape == targets.shape == (40, 300, 2)
+    bits = np.zeros((300, 2))
+    for x, target in zip(xs, targets, strict=True):
+        bits = np.where(x == 0, bits, x)
+        np.testing.assert_array_equal(target, bits)
+    assert set(np.unique(xs)) == {-1, 0, 1} and (xs[0] != 0).all()
+    share = np.mean(xs[1:] != 0)  # of 23400 draws: four deviations
+    assert abs(share - 0.1) < 4 * math.sqrt(0.1 * 0.9 / xs[1:].size)
+
+
 def test_batches_are_drawn_anew_at_every_step_and_the_same_at_the_same_step():
     def inputs(*seeds):
         batches = tasks.drawn(lambda rng: tasks.adding(rng, length=4, batch=2), *seeds)

@@ -5,5 +5,6 @@ new figure, and returns the axes: `plot(found).figure.savefig("found.svg")`.
 """
 
 from jax_bptt.diagnostics.plots.contributions import plot_contributions
+from jax_bptt.diagnostics.plots.fixed_points import fixed_points
 
-__all__ = ["plot_contributions"]
+__all__ = ["fixed_points", "plot_contributions"]
