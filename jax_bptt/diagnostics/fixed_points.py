@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from jax_bptt.algorithms.argument_checks import state_spec
 from jax_bptt.algorithms.jacobians import matrix, times, vectors
@@ -135,7 +136,7 @@ def fixed_points(
       ([-0.9580000042915344, 0.0, 0.9580000042915344], [0, 0, 1])
     """
     name = "fixed_points"
-    traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, x, candidates)))
+    traced = any(isinstance(a, Tracer) for a in jax.tree.leaves((params, x, candidates)))
     require(
         not traced,
         f"{name}: the number of points depends on the data, so that it is no part of a compiled "
@@ -155,7 +156,7 @@ def fixed_points(
     )
     candidates, leading = _checked(name, candidates, state_spec(cell, given.params, xs))
     found = compiled_once(_search, cell, tolerance)(given, candidates)
-    return _merged(*jax.tree.map(np.asarray, found), merge, leading)
+    return _merged(jax.tree.map(np.asarray, found), merge, leading)
 
 
 def _checked(name: str, candidates: PyTree, spec: PyTree) -> tuple[PyTree, tuple[int, ...]]:
@@ -199,10 +200,18 @@ class _Place(NamedTuple):
     damping: Array
 
 
-def _search(
-    cell: Cell, tolerance: float | None, given: Arguments, candidates: PyTree
-) -> tuple[PyTree, PyTree, Array, Array, Array, Array]:
-    """Return the states, the candidates' vectors and the points', speeds, converged, Jacobians."""
+class _Search(NamedTuple):
+    """Where N candidates came to, and the vectors they began as."""
+
+    states: PyTree
+    vectors: Any
+    begun: Any
+    speeds: Any
+    converged: Any
+    jacobians: Any
+
+
+def _search(cell: Cell, tolerance: float | None, given: Arguments, candidates: PyTree) -> _Search:
     run = begin("fixed_points", cell, given, reverse=False)
     cell, weights = run.cell, run.inputs.weights
     if isinstance(cell.step, GatedStep):
@@ -253,7 +262,7 @@ def _search(
     _, place = lax.while_loop(searching, improve, (0, begun))
     speeds = _norm(place.miss) ** 2 / 2
     states = states_of(place.vector)
-    return states, first, place.vector, speeds, converged(place), place.jacobian
+    return _Search(states, place.vector, first, speeds, converged(place), place.jacobian)
 
 
 def _flat(space: Any, inexact: PyTree) -> Array:
@@ -274,17 +283,9 @@ def _direction(place: _Place) -> Array:
     return -lax.linalg.triangular_solve(r, right, left_side=True)[..., 0]
 
 
-def _merged(
-    states: PyTree,
-    candidates: np.ndarray,
-    vectors: np.ndarray,
-    speeds: np.ndarray,
-    converged: np.ndarray,
-    jacobians: np.ndarray,
-    merge: float,
-    leading: tuple[int, ...],
-) -> FixedPoints:
-    """Make one point of those within `merge` of a slower one, and look at each."""
+def _merged(search: _Search, merge: float, leading: tuple[int, ...]) -> FixedPoints:
+    """Make one point of a slow one and all within `merge` of it, and look at each."""
+    states, vectors, begun, speeds, converged, jacobians = search
     origins = np.full(len(speeds), -1)
     kept = []
     for index in np.argsort(speeds, kind="stable"):
@@ -297,8 +298,8 @@ def _merged(
     eigenvalues = np.take_along_axis(eigenvalues, order, -1)
     unstable = np.sum(np.abs(eigenvalues) >= 1, axis=-1)
     counts = np.bincount(origins)
-    centre = candidates.mean(axis=0)
-    near = OUTLIER * np.linalg.norm(candidates - centre, axis=-1).mean()
+    centre = begun.mean(axis=0)
+    near = OUTLIER * np.linalg.norm(begun - centre, axis=-1).mean()
     far = np.linalg.norm(vectors[kept] - centre, axis=-1) > near if near > 0 else unstable < 0
 
     first = np.lexsort([-counts, unstable, ~converged[kept]])

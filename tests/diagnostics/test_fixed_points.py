@@ -212,3 +212,31 @@ def test_refusals():
         TypeError,
         "Call it outside jax.jit",
     )
+
+
+def test_the_picture_says_what_there_is():
+    pytest.importorskip("matplotlib")
+    from jax_bptt.diagnostics import plots
+
+    cell = jb.elman(1, 2)
+    run = jb.diagnostics.trajectory(cell, product(cell), jnp.ones((5, 3, 1)))
+    axes = plots.fixed_points(nine()[1], run)
+    assert axes.get_title(loc="left") == "4 stable fixed points, 4 saddles, 1 repeller"
+    # Three paths, a line for each of 4 x 1 + 1 x 2 unstable directions, and three kinds of points.
+    assert len(axes.lines) == 3 + 6 + 3
+    legend = axes.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["stable (4)", "saddle, 1 unstable direction (4)", "repeller (1)"]
+    some = plots.fixed_points(nine()[1].where(nine()[1].unstable == 1))
+    assert some.get_title(loc="left") == "no stable fixed points, 4 saddles"
+    nothing = nine()[1].where(nine()[1].unstable > 2)
+    check(lambda: plots.fixed_points(nothing), ValueError, "plots.fixed_points: a phase plane")
+
+
+def test_a_turning_saddle_has_two_directions():
+    from jax_bptt.diagnostics.plots.fixed_points import _growing
+
+    turn = np.array([[0.0, -1.2, 0.0], [1.2, 0.0, 0.0], [0.0, 0.0, 0.5]])
+    first, second = _growing(turn)
+    assert abs(first @ second) < 1e-12 and first[2] == second[2] == 0

@@ -1,5 +1,6 @@
 """The phase plane: where a network stays, and how it moves between."""
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -115,7 +116,7 @@ def _growing(jacobian: np.ndarray) -> list[np.ndarray]:
     for value, vector in zip(values, vectors.T, strict=True):
         if np.abs(value) >= 1:
             # The conjugate of a pair has the same two directions, and gives the other one here.
-            direction = vector.real if value.imag >= 0 else vector.imag
+            direction = np.real(vector) if value.imag >= 0 else np.imag(vector)
             found.append(direction / np.linalg.norm(direction))
     return found
 
@@ -145,6 +146,6 @@ def as_vectors(states: PyTree, axes: int) -> np.ndarray:
     parts = []
     for leaf in map(np.asarray, jax.tree.leaves(states)):
         if np.issubdtype(leaf.dtype, np.inexact):
-            flat = leaf.reshape(*leaf.shape[:axes], -1)
+            flat = leaf.reshape(*leaf.shape[:axes], math.prod(leaf.shape[axes:]))
             parts += [flat.real, flat.imag] if np.iscomplexobj(flat) else [flat]
     return np.concatenate(parts, axis=-1)
