@@ -1,4 +1,4 @@
-"""What `clipped` clips of a gradient on its way back through time."""
+"""The parts of a gradient that `clipped` clips on its way back through time."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, and axes to draw on. Matplotlib is imported when one is drawn.
+"""Colours, and axes to draw on, that the pictures share. Matplotlib is imported when one is drawn.
 
 A picture's title states what was found; colours can be told apart by the colour-blind and differ in
 lightness, so that they survive a printer.
