@@ -1,4 +1,4 @@
-"""The mode `sequences`: what lengths, resets and a mask add to the time of the gradient."""
+"""The mode `sequences`: what lengths, resets, a mask and telemetry add to the gradient's time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,12 @@ from benchmarks import library, measure
 from benchmarks.data import Row, draw
 from benchmarks.models import cast
 from benchmarks.race import Settings
+from jax_bptt.cells.watched import WatchedParams, nothing_seen, watched
 
 SHAPES = ((128, 32, 128, 256), (1024, 32, 64, 128), (512, 16, 64, 64))
 """Default (T, B, I, H)."""
 
-WITHOUT = "none"
+WITHOUT, WATCHED = "none", "watched"
 
 
 def options(row: Row) -> dict[str, dict[str, Any]]:
@@ -41,6 +42,8 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[
         calls = {
             name: _call(cell, algorithm, params, xs, given) for name, given in options(row).items()
         }
+        seen = WatchedParams(params, nothing_seen())
+        calls[WATCHED] = _call(watched(cell), algorithm, seen, xs, {})
         seconds = measure.rounds(calls, settings.rounds, tick)
         entries = [
             {
