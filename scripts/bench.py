@@ -12,6 +12,7 @@ Modes (`grad` if none is named):
                run again, compile time, and time where they are few; one budget at T = 100,000
     accuracy   error of the gradient against float64 jax.grad of an independent naive loop
     scaling    time and memory of the gradient against T, B and H
+    curve      time and memory of the whole truncation curve, against one gradient
     sequences  time of the gradient with lengths, resets or a mask, against that without
     cells      time of the gradient of every cell of the library, against the plain scan of its step
     associative  that of diagonal linear cells by `bptt()` and by `associative()`, with the memory

@@ -8,8 +8,8 @@ The sum over all k is backpropagation through time, that of k < h its truncation
 of h steps. Each lag takes all steps at once, as one batched product.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,13 @@ from jax_bptt.core import reverse, trees
 from jax_bptt.core.checks import is_integer, require, shown
 from jax_bptt.core.forward import forward_scan, over_time
 from jax_bptt.core.sequence import Options
-from jax_bptt.core.types import Cell, PyTree
+from jax_bptt.core.types import Cell, Inputs, PyTree
+
+STRETCHES = 4
+"""Parts of the lags: from one to the next the steps are left out that no loss reaches any more."""
+
+LEAST_LAGS = 64
+"""Lags of a part, at least: each is compiled by itself."""
 
 
 def gradient_by_lag(
@@ -70,7 +76,11 @@ def prepared(
 ) -> tuple[Arguments, int]:
     """Return checked arguments and the number of lags, at most T."""
     given = checked(name, cell, (*arguments, None), Options())
-    steps = jax.tree.leaves(given.xs)[0].shape[0]
+    return given, number_of_lags(name, lags, jax.tree.leaves(given.xs)[0].shape[0])
+
+
+def number_of_lags(name: str, lags: int | None, steps: int) -> int:
+    """Return the number of lags, checked on behalf of `name`: at most T, which is the default."""
     require(
         lags is None or (is_integer(lags) and lags > 0),
         f"{name}: lags must be a positive number of steps or None, got {shown(lags)}",
@@ -79,7 +89,84 @@ def prepared(
         is_integer(steps) or lags is not None,
         f"{name}: with a symbolic number of steps {steps}, say how many lags",
     )
-    return given, steps if lags is None else lags if not is_integer(steps) else min(lags, steps)
+    return steps if lags is None else lags if not is_integer(steps) else min(lags, steps)
+
+
+class Past(NamedTuple):
+    """A run, as a walk back through its lags takes it.
+
+    Attributes:
+      cell: that was run.
+      inputs: of the run.
+      states: s_1..s_T.
+      user: the cell as the user gave it, and its parameters.
+    """
+
+    cell: Cell
+    inputs: Inputs
+    states: PyTree
+    user: tuple[Cell, PyTree]
+
+    def pull_prepare(self) -> Callable[[PyTree], PyTree]:
+        """Return the map from a gradient of the weights to one of the parameters."""
+        cell, params = self.user
+        _, pull = trees.inexact_vjp(cell.prepare, params)
+        hoisted = self.cell is not cell
+        return lambda d_weights: pull(d_weights.own if hoisted else d_weights)[0]
+
+    def begin(self, d_ys: PyTree) -> tuple[PyTree, PyTree]:
+        """Return (d_weights of the readout, Lambda^0_1..Lambda^0_T)."""
+        d_readout, g = reverse.readout_gradient(self.cell, self.inputs.weights, self.states, d_ys)
+        zeros = jax.tree.map(jnp.zeros_like, trees.partition(self.states)[0])
+        return d_readout, trees.add(zeros, g)
+
+    def until(self, steps: int) -> "Past":
+        """Return the first steps of the run."""
+        weights, state, xs, start, controls = self.inputs
+        xs, controls, states = first(steps, (xs, controls, self.states))
+        inputs = Inputs(weights, state, xs, start, controls)
+        return self._replace(inputs=inputs, states=states)
+
+    def crossing(self) -> "Crossing":
+        """Linearise all steps, to take a lag after the other through them."""
+        linear, _, accumulate = reverse.surroundings(self.cell, self.inputs, self.states, None)
+
+        def step(residual, control, lam):
+            return reverse.cross(linear, residual, control, lam)
+
+        def back(lambdas):
+            before, _, emitted = jax.vmap(step)(linear.residuals, self.inputs.controls, lambdas)
+            later = jax.tree.map(lambda a: jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]), before)
+            return later, emitted
+
+        return Crossing(back, lambda lambdas, emitted: accumulate(lambdas, emitted)[0])
+
+
+class Crossing(NamedTuple):
+    """The steps of a run, all of which are crossed at once.
+
+    Attributes:
+      back: `Lambda^k -> (Lambda^{k+1}, emitted)`.
+      accumulate: `(Lambda^k, emitted) -> d_weights`, without those of the readout.
+    """
+
+    back: Callable[[PyTree], tuple[PyTree, PyTree]]
+    accumulate: Callable[[PyTree, PyTree], PyTree]
+
+
+def first(steps: int, tree: PyTree) -> PyTree:
+    """Return the first entries of every leaf."""
+    return jax.tree.map(lambda a: a[:steps], tree)
+
+
+def stretches(steps: int, lags: int) -> Iterator[tuple[int, int, int]]:
+    """Yield parts of the lags, (first, end, steps that a loss still reaches at the first)."""
+    if not is_integer(steps):
+        yield 0, lags, steps
+        return
+    length = max(-(-lags // STRETCHES), LEAST_LAGS)
+    for begun in range(0, lags, length):
+        yield begun, min(begun + length, lags), steps - begun
 
 
 def _gradients(cell: Cell, lags: int, given: Arguments, d_ys: PyTree) -> PyTree:
@@ -100,36 +187,35 @@ def scan_lags(
     """
     arguments, d_ys = given
     run = begin(name, cell, arguments, reverse=False)
-    own, inputs = run.cell, run.inputs
-    states = forward_scan(own, inputs)[1]
-    ys = over_time(own, own.readout)(inputs.weights, states)
+    states = forward_scan(run.cell, run.inputs)[1]
+    ys = over_time(run.cell, run.cell.readout)(run.inputs.weights, states)
     d_ys = argument_checks.cotangents(name, "d_ys", d_ys, ys)
-    linear, g, accumulate = reverse.surroundings(own, inputs, states, d_ys)
-    steps = linear.residuals, inputs.controls
-    zeros = jax.tree.map(jnp.zeros_like, trees.partition(states)[0])
+    own = run.cell if run.traced.closed else cell
+    past = Past(own, run.inputs, states, (cell, arguments.params))
+    pull_prepare = past.pull_prepare()
+    d_readout, lambdas = past.begin(d_ys)
+    weights, _ = trees.partition(run.inputs.weights)
+    readout = trees.add(jax.tree.map(jnp.zeros_like, weights), d_readout)
+    total = trees.zero_gradient(arguments.params)
+    steps = jax.tree.leaves(run.inputs.xs)[0].shape[0]
 
-    def back(residual, control, lam):
-        return reverse.cross(linear, residual, control, lam)
+    def through(past, indices, carry):
+        crossing = past.crossing()
 
-    def pull(lambdas):
-        """Return the gradient, and what every step sends to the state before it."""
-        before, _, emitted = jax.vmap(back)(*steps, lambdas)
-        d_weights, _ = accumulate(lambdas, emitted)
-        d_weights = d_weights.own if run.traced.closed else d_weights
-        return trees.inexact_vjp(cell.prepare, arguments.params)[1](d_weights)[0], before
+        def lag(carry, index):
+            lambdas, total = carry
+            later, emitted = crossing.back(lambdas)
+            # The readout is no lag's, and counts once.
+            once = jax.tree.map(lambda r: jnp.where(index == 0, r, jnp.zeros_like(r)), readout)
+            part = pull_prepare(trees.add(crossing.accumulate(lambdas, emitted), once))
+            total = trees.accumulate(total, part)
+            return (later, total), record(part, total)
 
-    readout, _ = pull(zeros)
+        return lax.scan(lag, carry, indices)
 
-    def lag(carry, index):
-        lambdas, total = carry
-        part, before = pull(lambdas)
-        # The readout is no lag's, and counts once.
-        part = jax.tree.map(
-            lambda p, r: p - jnp.where(index > 0, r, jnp.zeros_like(r)), part, readout
-        )
-        total = trees.add(total, part)
-        shifted = jax.tree.map(lambda a: jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]), before)
-        return (shifted, total), record(part, total)
-
-    nothing = jax.tree.map(jnp.zeros_like, readout)
-    return lax.scan(lag, (trees.add(zeros, g), nothing), jnp.arange(lags))[1]
+    records = []
+    for begun, end, left in stretches(steps, lags):
+        carry = first(left, lambdas), total
+        (lambdas, total), found = through(past.until(left), jnp.arange(begun, end), carry)
+        records.append(found)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jax_bptt.algorithms.argument_checks import cotangents
+from jax_bptt.algorithms.by_lag import Past
 from jax_bptt.algorithms.jacobians import Vectors, matrix, vectors
 from jax_bptt.algorithms.unroll import Arguments, begin, checked, compiled_once
 from jax_bptt.core import reverse, sequence, trees
@@ -193,6 +194,11 @@ def cotangents_of(
     if d_last_state is None:
         return d_ys, jax.tree.map(jnp.zeros_like, trees.partition(run.inputs.state)[0])
     return d_ys, cotangents(name, "d_last_state", d_last_state, run.inputs.state)
+
+
+def past_of(run: Trajectory) -> Past:
+    """Return a run as a walk back through its lags takes it."""
+    return Past(run.runs, run.inputs, run.states, (run.cell, run.params))
 
 
 def linearization(cell: Cell, inputs: Inputs, states: PyTree) -> Linearization:

@@ -11,6 +11,7 @@ from benchmarks import (
     adaptors,
     budgets,
     compiling,
+    curve,
     every_cell,
     kept,
     network,
@@ -202,6 +203,13 @@ MODES = {
         _each(scaling.run_row, scaling.ticks),
         report.scaling,
         ("algorithms", "dtype", "rounds", "add"),
+    ),
+    "curve": Mode(
+        curve.SHAPES,
+        _each(curve.run_row, lambda settings: settings.rounds),
+        report.curve,
+        ("dtype", "rounds", "add"),
+        default_cells=("lstm",),
     ),
     "sequences": Mode(
         sequences.SHAPES,

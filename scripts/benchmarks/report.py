@@ -203,6 +203,20 @@ def scaling(report: dict[str, Any]) -> list[Table]:
     return _by_competitor(title, report, columns)
 
 
+def curve(report: dict[str, Any]) -> list[Table]:
+    """Return the table of the mode `curve`."""
+    columns = {
+        "what": lambda row, c: c["name"],
+        "ms": lambda row, c: _ms(c["seconds"]),
+        "gradients": lambda row, c: f"{c['gradients']:.1f}",
+        "temp MiB": lambda row, c: _mib(c["temp_bytes"]),
+        "compile s": lambda row, c: f"{c['compile_seconds']:.2f}",
+        "lags": lambda row, c: str(row["lags"]),
+        "window for 1 %": lambda row, c: str(row["window"]),
+    }
+    return _by_competitor("The whole truncation curve against one gradient", report, columns)
+
+
 def _label(row):
     return str(Row(*(row[field] for field in Row._fields)))
 

@@ -35,6 +35,19 @@ def test_all_lags_are_the_gradient_and_the_first_a_truncated_one(name):
     assert_close(few, jax.tree.map(lambda a: a[:2], parts), EXACT)
 
 
+def test_later_lags_leave_out_the_steps_that_they_do_not_reach():
+    """T = 300 is taken in parts, the last of them of the steps that 225 lags reach back to."""
+    cell = jb.elman(1, 2, activation=lambda a: a, dtype=jnp.float64)
+    params = jax.tree.map(lambda a: a + 0.1, cell.init(jax.random.key(0)))
+    params = params._replace(w_s=jnp.eye(2)[:, None])
+    xs, d_ys = jax.random.normal(jax.random.key(1), (2, 300, 2), jnp.float64)
+    found = jb.gradient_by_lag(cell, params, xs[:, :1], d_ys).w_x
+    xs, d_ys = np.asarray(xs), np.asarray(d_ys)
+    # All Jacobians are the identity: lag k pairs each input with the gradient k steps later.
+    want = [xs[: 300 - k, 0] @ d_ys[k:] for k in range(300)]
+    np.testing.assert_allclose(found[:, 0, 0], want, rtol=1e-11, atol=1e-11)
+
+
 def decaying(factor, steps):
     """Return a unit that keeps `factor` of its state, and the gradient of its last output."""
     cell = jb.indrnn(1, 1, activation=None, dtype=jnp.float64)

@@ -252,6 +252,15 @@ def test_accuracy_in_both_precisions(bench, tmp_path):
 
 
 @pytest.mark.slow
+def test_curve_is_timed_against_a_gradient(bench, tmp_path):
+    status, report = run(bench, tmp_path, "curve")
+    (row,) = report["rows"]
+    gradient, curve = row["competitors"]
+    assert status == 0 and gradient["gradients"] == 1 and curve["gradients"] > 0
+    assert 1 <= row["window"] <= row["lags"] <= row["T"] and curve["temp_bytes"] > 0
+
+
+@pytest.mark.slow
 def test_scaling_fits_slopes(bench, tmp_path):
     argv = ["--cells", "elman", "--rounds", "1"]
     status, report = run(bench, tmp_path, "scaling", *argv)

@@ -4,7 +4,17 @@ Each takes what a function of the same name returned and the axes to draw on, No
 new figure, and returns the axes: `plot(found).figure.savefig("found.svg")`.
 """
 
+from jax_bptt.diagnostics.plots.adjoint_norms import adjoint_norms, adjoint_norms_by_layer
+from jax_bptt.diagnostics.plots.contribution_map import contribution_map
 from jax_bptt.diagnostics.plots.contributions import plot_contributions
 from jax_bptt.diagnostics.plots.fixed_points import fixed_points
+from jax_bptt.diagnostics.plots.truncation_curve import truncation_curve
 
-__all__ = ["fixed_points", "plot_contributions"]
+__all__ = [
+    "adjoint_norms",
+    "adjoint_norms_by_layer",
+    "contribution_map",
+    "fixed_points",
+    "plot_contributions",
+    "truncation_curve",
+]
