@@ -13,7 +13,7 @@ from jax_bptt.core.checks import kind_of, require
 from jax_bptt.core.types import Cell, PyTree
 from jax_bptt.core.values import as_value
 
-_UNGATED = "w_y", "w_p", "embedding"
+UNGATED = "w_y", "w_p", "embedding"
 """Parameters whose second to last axis is none of gates, whatever its length."""
 
 
@@ -116,7 +116,7 @@ def _redrawn(
 ) -> Array:
     """Return what `initializer`, one or a dict of some by gate, makes in place of `old`."""
     gated = (
-        parameter not in _UNGATED and old.ndim >= 2 and old.shape[-2] == len(gates) and len(gates)
+        parameter not in UNGATED and old.ndim >= 2 and old.shape[-2] == len(gates) and len(gates)
     )
     if not isinstance(initializer, Mapping):
         if not gated:

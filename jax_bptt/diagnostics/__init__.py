@@ -10,6 +10,7 @@ from jax_bptt.diagnostics.adjoint_norms_by_layer import adjoint_norms_by_layer
 from jax_bptt.diagnostics.clipping import Clipping, clipping
 from jax_bptt.diagnostics.contribution_map import contribution_map
 from jax_bptt.diagnostics.contributions import contributions
+from jax_bptt.diagnostics.first_nonfinite import FirstNonfinite, first_nonfinite
 from jax_bptt.diagnostics.fixed_points import FixedPoints, fixed_points
 from jax_bptt.diagnostics.state_gradients import state_gradients
 from jax_bptt.diagnostics.trajectory import Trajectory, trajectory
@@ -17,6 +18,7 @@ from jax_bptt.diagnostics.truncation_curve import TruncationCurve, truncation_cu
 
 __all__ = [
     "Clipping",
+    "FirstNonfinite",
     "FixedPoints",
     "Seen",
     "Trajectory",
@@ -27,6 +29,7 @@ __all__ = [
     "clipping",
     "contribution_map",
     "contributions",
+    "first_nonfinite",
     "fixed_points",
     "state_gradients",
     "telemetry",
