@@ -29,7 +29,7 @@ from jax_bptt.training import loop, losses, tasks
 PLUS, MINUS = 10, 13
 UNITS = PLUS + MINUS
 OPTIMUM = -1 / 6
-"""Of theta: the first unit settles at -6 theta, and is to be 1."""
+"""Best theta: the first unit settles at -6 theta, and is to be 1."""
 
 STEPS = 128
 """Steps between two updates, after which the state has settled."""

@@ -46,7 +46,7 @@ class Learner(NamedTuple):
 
 
 class Telemetry(NamedTuple):
-    """What a training step shows of its gradient, where a cell is `watched`.
+    """Sizes in the gradient of a training step, where a cell is `watched`.
 
     Attributes:
       gradient_norm: [], of all parameters, before it is clipped.

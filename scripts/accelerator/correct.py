@@ -22,7 +22,7 @@ INTERPRETED: dict[str, Any] = {"interpret": True, "device": "gpu"}
 
 
 class Case(NamedTuple):
-    """What is compared.
+    """Sides of a comparison.
 
     Attributes:
       cell: a name in `CELLS`.

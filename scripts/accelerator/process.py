@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 SCRIPTS = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "accelerator.groups"]
 OWN_SHARE = 0.85
-"""Of its time that a group plans with; the rest is for the row that it has begun."""
+"""Share of its time that a group plans with; the rest is for the row that it has begun."""
 
 
 class Outcome(NamedTuple):
-    """What became of a group.
+    """Outcome of a group.
 
     Attributes:
       ended: "done", "out of time" where it left rows out, "timed out" where it was ended, "failed"

@@ -1,4 +1,4 @@
-"""What is measured, in order of value: a group stops where its time ends."""
+"""Measurements, in order of value: a group stops where its time ends."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """What is timed: the outputs, or the gradient of the sum of their squares."""
+        """Side that is timed: the outputs, or the gradient of the sum of their squares."""
         return measure.FORWARD if self.direction == "forward" else measure.GRADIENT
 
     @property
@@ -102,7 +102,7 @@ def tiny(dtypes: tuple[str, ...], head: int) -> list[Row]:
 
 
 class Peak(NamedTuple):
-    """What a device can do at best: bytes a second, and dense 16-bit FLOP a second."""
+    """Limits of a device: bytes a second, and dense 16-bit FLOP a second."""
 
     bandwidth: float
     matrix: float

@@ -33,7 +33,7 @@ DRAWN = 4
 """Sequences that are drawn; a larger batch repeats them, so that its reference is cheap."""
 
 KEPT = ("error", "refused", "devices", "seconds", "seconds_q1", "seconds_q3")
-"""What a pair's report has of each of the two."""
+"""Entries of each of the two in the report of a pair."""
 
 Pair = tuple[str, Model, str, Model]
 """The name and the model of a module of ours, and those of what it takes the place of."""

@@ -15,7 +15,7 @@ from benchmarks.measure import Prepared, Task
 
 FLOOR = "floor"
 SMOKE_SIDE, SIDE = 64, 1024
-"""Of the floor's matrices."""
+"""Rows of the floor's matrices."""
 
 JAX_PEERS = ("flax", "nnx", "haiku", "equinox")
 WIDE = 8

@@ -35,7 +35,7 @@ REGISTERS = {
     Kernel("complex64", fixed=False): (48, 48),
     Kernel("complex64", fixed=True): (64, 64),
 }
-"""Of a thread, forward and reverse: as compiled, and eight more."""
+"""Registers of a thread, forward and reverse: as compiled, and eight more."""
 
 KERNELS = tuple(REGISTERS)
 

@@ -1,4 +1,4 @@
-"""What XLA makes of the scan on a GPU: which loops are inside a CUDA graph, and what is in a loop.
+"""The scan as XLA compiles it for a GPU: loops inside a CUDA graph, and what is in a loop.
 
 Two texts say so. The sequence of thunks, what the host launches, nested as it runs: a
 `kCommandBuffer` is a CUDA graph. And the optimized HLO, where every product has its shape.
@@ -111,7 +111,7 @@ def sums_over_batch(shape: tuple[int, ...]) -> bool:
 
 
 class Measured(NamedTuple):
-    """What is launched for a gradient.
+    """Launches of a gradient.
 
     Attributes:
       one_graph: whether one CUDA graph encloses all loops.

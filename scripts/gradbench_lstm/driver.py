@@ -1,4 +1,4 @@
-"""What the tool answers, how long it takes, and how long its rivals take on the same machine.
+"""Answers of the tool, how long it takes, and how long its rivals take on the same machine.
 
 Every tool is a process of its own behind the protocol, on one core unless its label says otherwise.
 Its loss and gradient are compared with forward mode before its times count.

@@ -1,4 +1,4 @@
-"""What is seen of the gradient while a run trains, as JSON lines and as events for TensorBoard.
+"""Telemetry of a run: its gradient through time, as JSON lines and as events for TensorBoard.
 
 Every tenth step has a line: the loss, the norm of the gradient, and of each layer's adjoints
 lambda_t = dL/ds_t, over time and batch, the root mean square and how many are in which decade.

@@ -86,7 +86,7 @@ def test_what_vanishes_overflows_or_is_not_finite():
 
 
 def test_a_cell_that_is_not_watched_has_nothing_of_it_in_its_program():
-    """What a training step compiles to is the same, with and without a look for telemetry."""
+    """A training step compiles to the same with and without a look for telemetry."""
     cell = jb.lstm(2, 3)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((6, 2, 2))
 

@@ -1,4 +1,4 @@
-"""What a function is for a GPU that is not there."""
+"""A function as it is lowered for a GPU that is not there."""
 
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh

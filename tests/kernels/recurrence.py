@@ -1,4 +1,4 @@
-"""What both kernels of a linear recurrence must do, against a loop in double precision."""
+"""Properties that both kernels of a linear recurrence must have, against a loop in double precision."""
 
 import functools
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ def check_forgets(scan):
 
 
 def check_vmap(scan):
-    """What is not mapped is shared."""
+    """An argument that is not mapped is shared."""
     case = make_case(3, (2, 3), jnp.float32, constant=True)
     assert case.offsets is not None
     several = jnp.stack([case.offsets, -case.offsets])

@@ -25,7 +25,7 @@ def test_a_run(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_eight_memories_and_the_saddles_between(monkeypatch):
-    """Of three bits: corners, edges, faces and the centre of a cube."""
+    """Three bits: corners, edges, faces and the centre of a cube."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     script = importlib.import_module("flip_flop")
     args = script.parser().parse_args([])
