@@ -1,4 +1,4 @@
-"""Properties that both kernels of a linear recurrence must have, against a loop in double precision."""
+"""Properties of both kernels of a linear recurrence, against a loop in double precision."""
 
 import functools
 from typing import Any, NamedTuple

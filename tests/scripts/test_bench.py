@@ -162,7 +162,8 @@ def test_sequence_options(bench, tmp_path):
     status, report = run(bench, tmp_path, "sequences", "--cells", "lstm")
     assert status == 0
     (row,) = report["rows"]
-    assert [c["name"] for c in row["competitors"]] == ["none", "lengths", "resets", "mask", "watched"]
+    names = [c["name"] for c in row["competitors"]]
+    assert names == ["none", "lengths", "resets", "mask", "watched"]
     assert row["competitors"][0]["against_none"] == 1
     # What the file has is kept.
     assert run(bench, tmp_path, "sequences", "--cells", "lstm", "--add")[1]["rows"] == [row]
