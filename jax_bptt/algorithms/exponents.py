@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_bptt.algorithms.jacobians import vectors
+from jax_bptt.algorithms.jacobians import Vectors, vectors
 from jax_bptt.core import trees
 from jax_bptt.core.forward import over_time
-from jax_bptt.core.types import Cell, Inputs
+from jax_bptt.core.types import Cell, Inputs, PyTree
 
 TRANSIENT = 10
 """One step in so many at the beginning does not count: the direction is not yet that of growth."""
@@ -52,7 +52,16 @@ def exponents(cell: Cell, inputs: Inputs) -> Array:
         v = v / jnp.where(size == 0, 1, size)
         return (trees.combine(new, new_rest), v), jnp.log(size[..., 0, 0])
 
-    # A direction of which no matrix of a network is likely to know nothing, the same every time.
-    first = jax.random.normal(jax.random.key(0), space.shape, space.dtype)
-    first = first + space.flat(trees.partition(state)[0]) * 0
+    first = directions(space, state, 1)[..., 0]
     return lax.scan(step, (state, first), drives)[1]
+
+
+def directions(space: Vectors, state: PyTree, count: int) -> Array:
+    """Return directions in which to perturb a state, [*batch, N, D, count].
+
+    Of random numbers, so that no matrix of a network is likely to know nothing of them; the same
+    every time and for every sequence, whose exponents are then those that it has alone.
+    """
+    drawn = jax.random.normal(jax.random.key(0), (*space.shape[-2:], count), space.dtype)
+    zeros = space.flat(trees.partition(state)[0])[..., None] * 0
+    return lax.expand_dims(drawn, range(zeros.ndim - drawn.ndim)) + zeros

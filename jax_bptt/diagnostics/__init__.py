@@ -10,16 +10,26 @@ from jax_bptt.diagnostics.adjoint_norms_by_layer import adjoint_norms_by_layer
 from jax_bptt.diagnostics.clipping import Clipping, clipping
 from jax_bptt.diagnostics.contribution_map import contribution_map
 from jax_bptt.diagnostics.contributions import contributions
+from jax_bptt.diagnostics.effective_rank import EffectiveRank, effective_rank
 from jax_bptt.diagnostics.first_nonfinite import FirstNonfinite, first_nonfinite
 from jax_bptt.diagnostics.fixed_points import FixedPoints, fixed_points
+from jax_bptt.diagnostics.jacobian_spectrum import JacobianSpectrum, jacobian_spectrum
+from jax_bptt.diagnostics.lyapunov_spectrum import LyapunovSpectrum, lyapunov_spectrum
+from jax_bptt.diagnostics.memory_capacity import MemoryCapacity, memory_capacity
+from jax_bptt.diagnostics.saturation import Saturation, saturation
 from jax_bptt.diagnostics.state_gradients import state_gradients
 from jax_bptt.diagnostics.trajectory import Trajectory, trajectory
 from jax_bptt.diagnostics.truncation_curve import TruncationCurve, truncation_curve
 
 __all__ = [
     "Clipping",
+    "EffectiveRank",
     "FirstNonfinite",
     "FixedPoints",
+    "JacobianSpectrum",
+    "LyapunovSpectrum",
+    "MemoryCapacity",
+    "Saturation",
     "Seen",
     "Trajectory",
     "TruncationCurve",
@@ -29,8 +39,13 @@ __all__ = [
     "clipping",
     "contribution_map",
     "contributions",
+    "effective_rank",
     "first_nonfinite",
     "fixed_points",
+    "jacobian_spectrum",
+    "lyapunov_spectrum",
+    "memory_capacity",
+    "saturation",
     "state_gradients",
     "telemetry",
     "trajectory",

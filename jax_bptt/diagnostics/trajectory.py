@@ -106,17 +106,26 @@ class Trajectory:
         Raises:
           ValueError: a step is out of range.
         """
-        run = self._between("Trajectory.jacobians", first, last)
+        run = self.between("Trajectory.jacobians", first, last)
         return compiled_once(_jacobians, self.runs)(run)
 
     def _span(
         self, name: str, d_state: PyTree, first: int, last: int | None
     ) -> tuple[tuple[Inputs, PyTree], PyTree]:
         d_state = cotangents(name, "d_state", d_state, self.inputs.state)
-        return self._between(name, first, last), d_state
+        return self.between(name, first, last), d_state
 
-    def _between(self, name: str, first: int, last: int | None) -> tuple[Inputs, PyTree]:
-        """Return the inputs and the states of the steps from `first` + 1 to `last`."""
+    def between(self, name: str, first: int, last: int | None) -> tuple[Inputs, PyTree]:
+        """Return the inputs and the states of the steps from `first` + 1 to `last`.
+
+        Args:
+          name: the public function that asks, for its messages.
+          first: from 0.
+          last: up to T; None for T.
+
+        Raises:
+          ValueError: a step is out of range.
+        """
         last = self.steps if last is None else last
         require(
             is_integer(first) and is_integer(last) and 0 <= first <= last <= self.steps,

@@ -8,6 +8,9 @@ from jax_bptt.diagnostics.plots.adjoint_norms import adjoint_norms, adjoint_norm
 from jax_bptt.diagnostics.plots.contribution_map import contribution_map
 from jax_bptt.diagnostics.plots.contributions import plot_contributions
 from jax_bptt.diagnostics.plots.fixed_points import fixed_points
+from jax_bptt.diagnostics.plots.jacobian_spectrum import jacobian_spectrum
+from jax_bptt.diagnostics.plots.lyapunov_spectrum import lyapunov_spectrum
+from jax_bptt.diagnostics.plots.saturation import saturation
 from jax_bptt.diagnostics.plots.truncation_curve import truncation_curve
 
 __all__ = [
@@ -15,6 +18,9 @@ __all__ = [
     "adjoint_norms_by_layer",
     "contribution_map",
     "fixed_points",
+    "jacobian_spectrum",
+    "lyapunov_spectrum",
     "plot_contributions",
+    "saturation",
     "truncation_curve",
 ]

@@ -1,0 +1,260 @@
+"""Gradient flossing: Lyapunov exponents are pushed to zero before training.
+
+    copy   y_t = x_{t-D}
+    xor    y_t = x_{t-D} xor x_{t-D/2}
+
+A tanh network with random Gaussian weights forgets along most directions within a few steps, and no
+gradient says what to keep. Flossing is gradient descent on mean_i (exponent_i)^2 of the first k
+exponents, without any target. After it the same training, on the same data, is tried again.
+
+R. Engelken (2023), "Gradient flossing: improving gradient descent through dynamic control of
+Jacobians", NeurIPS.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from benchmarks import environment, pictures
+from jax import Array
+
+import jax_bptt as jb
+from jax_bptt import diagnostics
+from jax_bptt.testing import tables
+from jax_bptt.testing.arguments import Parser
+
+SEEDS, BATCH, LEARNED = 3, 16, 0.95
+"""Number of runs of each kind; sequences of an update; share of answers that counts as learned."""
+
+
+class Case(NamedTuple):
+    """Sizes of a task and of its network.
+
+    Attributes:
+      units: H.
+      delay: D, in steps.
+      steps: T of a sequence.
+      exponents: k, how many are pushed to zero.
+      flossing: number of updates before training.
+      updates: number of updates of training.
+      rate: learning rate of training.
+    """
+
+    units: int
+    delay: int
+    steps: int
+    exponents: int
+    flossing: int
+    updates: int
+    rate: float
+
+
+CASES = {
+    "copy": Case(64, 40, 100, 48, 300, 3000, 1e-3),
+    "xor": Case(64, 20, 80, 40, 300, 3000, 1e-3),
+}
+
+
+def drawn(task: str, case: Case, key: Array) -> tuple[Array, Array]:
+    """Return random bits as inputs of -1 and 1, [T, B, 1], and what to answer from step D on."""
+    bits = jax.random.bernoulli(key, 0.5, (case.steps, BATCH))
+    delayed = jnp.roll(bits, case.delay, 0)
+    if task == "xor":
+        delayed ^= jnp.roll(bits, case.delay // 2, 0)
+    return jnp.where(bits, 1.0, -1.0)[..., None], delayed[case.delay :]
+
+
+def started(case: Case, key: Array, orthogonal: bool) -> tuple[jb.Cell, Any]:
+    """Return the network, and parameters with recurrent weights of variance 1 / H."""
+    cell = jb.elman(1, case.units, output_size=1)
+    params = cell.init(key)
+    if not orthogonal:
+        drawn = jax.random.normal(key, params.w_s.shape) / np.sqrt(case.units)
+        params = params._replace(w_s=drawn)
+    return cell, params
+
+
+def spectrum(task: str, case: Case, cell: jb.Cell, params: Any, key: Array) -> Array:
+    """Return the first k exponents on one sequence of the task."""
+    xs, _ = drawn(task, case, key)
+    run = diagnostics.trajectory(cell, params, xs[:, 0])
+    return diagnostics.lyapunov_spectrum(run, count=case.exponents).exponents
+
+
+def descended(
+    loss: Any, optimizer: optax.GradientTransformation, params: Any, keys: Array
+) -> tuple[Any, Array]:
+    """Return the parameters after an update for each key, and what `loss` returns besides."""
+
+    def update(carry, key):
+        params, state = carry
+        gradient, shown = jax.grad(loss, has_aux=True)(params, key)
+        change, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, change), state), shown
+
+    first = params, optimizer.init(params)
+    (params, _), shown = jax.lax.scan(update, first, keys)
+    return params, shown
+
+
+def flossed(task: str, case: Case, cell: jb.Cell, params: Any, key: Array) -> Any:
+    """Return parameters whose first k exponents have been pushed to zero."""
+
+    def loss(params, key):
+        return jnp.mean(spectrum(task, case, cell, params, key) ** 2), None
+
+    return descended(loss, optax.adam(1e-3), params, jax.random.split(key, case.flossing))[0]
+
+
+def trained(task: str, case: Case, cell: jb.Cell, params: Any, key: Array) -> Array:
+    """Return the share of right answers at each update of training, on new data each time."""
+
+    def loss(params, key):
+        xs, answers = drawn(task, case, key)
+        logits = jb.unroll(cell, params, xs)[1][case.delay :, :, 0]
+        right = jnp.mean(((logits > 0) == answers).astype(logits.dtype))
+        losses = optax.sigmoid_binary_cross_entropy(logits, answers.astype(logits.dtype))
+        return jnp.mean(losses), right
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(case.rate))
+    return descended(loss, optimizer, params, jax.random.split(key, case.updates))[1]
+
+
+class Kind(NamedTuple):
+    """One kind of start, for all seeds.
+
+    Attributes:
+      exponents: root mean square of the first k, before training.
+      right: share of right answers at each update, [SEEDS, updates].
+      seconds: of flossing and training, compilation included.
+    """
+
+    exponents: float
+    right: np.ndarray
+    seconds: float
+
+
+def tried(task: str, case: Case, kind: str) -> Kind:
+    """Return what becomes of a kind of start: "plain", "flossed" or "orthogonal"."""
+
+    @jax.jit
+    @jax.vmap
+    def run(seed):
+        keys = jax.random.split(jax.random.key(seed), 4)
+        cell, params = started(case, keys[0], kind == "orthogonal")
+        if kind == "flossed":
+            params = flossed(task, case, cell, params, keys[1])
+        before = spectrum(task, case, cell, params, keys[2])
+        return before, trained(task, case, cell, params, keys[3])
+
+    begun = time.perf_counter()
+    exponents, right = jax.block_until_ready(run(jnp.arange(SEEDS)))
+    seconds = time.perf_counter() - begun
+    return Kind(float(jnp.sqrt(jnp.mean(exponents**2))), np.asarray(right), seconds)
+
+
+NAMES = {
+    "plain": "Gaussian, as drawn",
+    "flossed": "Gaussian, flossed",
+    "orthogonal": "orthogonal, the library's default",
+}
+
+
+def table(task: str, case: Case, found: dict[str, Kind]) -> tables.Table:
+    """Return the table of all kinds of start."""
+    lines = []
+    for kind, (exponents, right, seconds) in found.items():
+        last = right[:, -max(case.updates // 20, 1) :].mean(1)
+        learned = [_learned(run) for run in right]
+        lines.append(
+            [
+                NAMES[kind],
+                f"{exponents:.3f}",
+                " ".join(f"{share:.2f}" for share in last),
+                " ".join("never" if at is None else str(at) for at in learned),
+                f"{seconds:.0f}",
+            ]
+        )
+    header = ["recurrent weights", "exponents, rms", "right at the end, by seed"]
+    header += [f"updates to {LEARNED:.0%}", "s"]
+    title = (
+        f"Delayed {task}, D = {case.delay}: {case.units} tanh units, {case.updates} updates, "
+        f"{case.flossing} of flossing before on {case.exponents} exponents; a guess is 0.50"
+    )
+    return tables.Table(title, header, lines)
+
+
+def _smooth(right: np.ndarray) -> np.ndarray:
+    """Return means over stretches of updates, about a hundred of them."""
+    stretch = max(right.shape[-1] // 100, 1)
+    whole = right.shape[-1] // stretch * stretch
+    return right[..., :whole].reshape(*right.shape[:-1], -1, stretch).mean(-1)
+
+
+def _learned(right: np.ndarray) -> int | None:
+    """Return after how many updates a run is right often enough, None for never."""
+    means = _smooth(right)
+    reached = np.flatnonzero(means >= LEARNED)
+    return int((reached[0] + 1) * (len(right) // len(means))) if reached.size else None
+
+
+def draw(task: str, case: Case, found: dict[str, Kind], path: Path) -> None:
+    """Draw the share of right answers against updates, a line for each seed."""
+    figure, axes = pictures.figure_of(figsize=(6, 3.2))
+    colours = {"plain": "#b5651d", "flossed": "#1f6f8b", "orthogonal": "#999999"}
+    for kind, (_, right, _) in found.items():
+        means = _smooth(right)
+        at = np.linspace(0, case.updates, means.shape[1] + 1)[1:]
+        for seed, line in enumerate(means):
+            label = None if seed else NAMES[kind]
+            axes.plot(at, line, color=colours[kind], label=label, linewidth=1.2)
+    count = {kind: sum(_learned(r) is not None for r in each.right) for kind, each in found.items()}
+    axes.axhline(0.5, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_title(
+        f"Delayed {task}, {case.delay} steps: {count['flossed']} of {SEEDS} flossed networks learn "
+        f"it, {count['plain']} of {SEEDS} as drawn",
+        fontsize=10,
+    )
+    axes.set_xlabel("updates of training")
+    axes.set_ylabel("share of right answers")
+    axes.legend(frameon=False, fontsize="small")
+    pictures.save(figure, path)
+
+
+def parser() -> Parser:
+    """Return the parser of the command line."""
+    top = Parser(prog="flossing", description=__doc__)
+    top.add_argument("task", choices=sorted(CASES))
+    top.add_argument("--smoke", action="store_true", help="a few updates of a small network")
+    top.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    top.add_argument("--plot", type=Path, metavar="FILE")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a task and print it; return the exit status."""
+    args = parser().parse_args(argv)
+    mode = f"flossing {args.task}"
+    if args.markdown is not None and (reason := tables.unwritable(args.markdown, mode)):
+        parser().error(reason)
+    case = Case(6, 2, 12, 2, 3, 20, 1e-2) if args.smoke else CASES[args.task]
+    found = {kind: tried(args.task, case, kind) for kind in NAMES}
+    result = table(args.task, case, found)
+    print(tables.text(result))
+    if args.plot is not None:
+        draw(args.task, case, found, args.plot)
+    if args.markdown is not None:
+        command = " ".join(["python scripts/flossing.py", *(argv or sys.argv[1:])])
+        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
+        tables.write_markdown(args.markdown, mode, [result], caption)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
