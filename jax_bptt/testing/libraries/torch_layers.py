@@ -69,8 +69,9 @@ def _run(module: Any, xs: Any, state: Any, lengths: Any) -> tuple[Any, Any]:
 def _subject(kind: str, sizes: Sizes, layers: int, name: str) -> Subject:
     import torch
 
-    def leaves_of(params, xs, state, wrt):
-        """Return the outputs as a function of tensors, and those tensors, by argument."""
+    def leaves_of(arguments, wrt):
+        """Return the module, and tensors of (params, xs, state), by argument."""
+        params, xs, state = arguments
         made = filled(module(kind, sizes.I, sizes.H, layers), params)
         own = {k: getattr(made, k) for k in params}
         xs, state = jax.tree.map(lambda a: _tensor(a).clone(), (xs, state))
@@ -82,11 +83,11 @@ def _subject(kind: str, sizes: Sizes, layers: int, name: str) -> Subject:
 
     def forward(params, xs, state, lengths=None):
         with torch.no_grad():
-            made, (_, xs, state) = leaves_of(params, xs, state, ())
+            made, (_, xs, state) = leaves_of((params, xs, state), ())
             return _numpy(_run(made, xs, state, lengths))
 
-    def differentiated(params, xs, state, cotangents, directions, wrt, lengths):
-        made, arguments = leaves_of(params, xs, state, wrt)
+    def differentiated(arguments, cotangents, directions=(), wrt=ALL, lengths=None):
+        made, arguments = leaves_of(arguments, wrt)
         last, ys = _run(made, arguments[1], arguments[2], lengths)
         named = jax.tree_util.tree_leaves_with_path((last, ys))
         given = dict(jax.tree_util.tree_leaves_with_path(tuple(cotangents)))
@@ -103,10 +104,10 @@ def _subject(kind: str, sizes: Sizes, layers: int, name: str) -> Subject:
         )
 
     def gradient(params, xs, state, cotangents, wrt=ALL, lengths=None):
-        return differentiated(params, xs, state, cotangents, (), wrt, lengths)
+        return differentiated((params, xs, state), cotangents, wrt=wrt, lengths=lengths)
 
     def higher(params, xs, state, cotangents, directions):
-        return differentiated(params, xs, state, cotangents, directions, ALL, None)
+        return differentiated((params, xs, state), cotangents, directions)
 
     return Subject(
         name,
