@@ -27,10 +27,15 @@ from jax_bptt.core.values import as_value
 
 
 class Limit(NamedTuple):
-    """How far adjoints are let grow: one of the two is None."""
+    """How far adjoints are let grow.
 
-    norm: float | None
-    value: float | None
+    Attributes:
+      size: the greatest there may be.
+      of_norm: whether that is the length of an adjoint, else the modulus of each entry.
+    """
+
+    size: float
+    of_norm: bool
 
     def of(self, lam: PyTree, rank: int) -> PyTree:
         """Return `lam`, clipped.
@@ -39,12 +44,12 @@ class Limit(NamedTuple):
           lam: adjoints, whose leaves lead with `rank` axes of time and batch.
           rank: the number of axes that tell one adjoint from another.
         """
-        if self.value is not None:
-            return jax.tree.map(lambda a: _by_value(a, self.value), lam)
+        if not self.of_norm:
+            return jax.tree.map(lambda a: _by_value(a, self.size), lam)
         size = norms(lam, rank)
         # Where there is nothing to clip the factor is one exactly; not a number stays none.
-        clips = size > self.norm
-        factor = self.norm / jnp.where(clips, size, jnp.full_like(size, self.norm))
+        clips = size > self.size
+        factor = self.size / jnp.where(clips, size, jnp.full_like(size, self.size))
 
         def leaf(a):
             return a * factor.reshape(factor.shape + (1,) * (a.ndim - rank)).astype(a.dtype)
@@ -96,7 +101,7 @@ def clipped(*, norm: float | None = None, value: float | None = None) -> Algorit
             or (isinstance(given, numbers.Real) and not isinstance(given, bool) and 0 < given),
             f"clipped: {name} must be a number above 0, got {shown(given)}",
         )
-    limit = Limit(*[None if given is None else float(given) for given in (norm, value)])
+    limit = limit_of(norm, value)
     exact = bptt()
 
     def backward(cell, saved, d_last_state, d_ys):
@@ -166,7 +171,14 @@ def norms(lam: PyTree, rank: int) -> Array:
     return greatest * jnp.sqrt(jnp.where(squared == 0, jnp.ones_like(squared), squared))
 
 
-def _by_value(a: Array, value: float | None) -> Array:
+def limit_of(norm: float | None, value: float | None) -> Limit:
+    """Return the limit that the arguments of `clipped` name, of which one is None."""
+    size = value if norm is None else norm
+    assert size is not None
+    return Limit(float(size), of_norm=norm is not None)
+
+
+def _by_value(a: Array, value: float) -> Array:
     if jnp.iscomplexobj(a):
         return lax.complex(_by_value(a.real, value), _by_value(a.imag, value))
     return jnp.clip(a, -value, value)

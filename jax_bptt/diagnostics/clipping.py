@@ -71,7 +71,7 @@ def clipping(
 
 
 def _clipping(algorithm: Any, run: Trajectory, given: tuple[PyTree, PyTree]) -> Clipping:
-    limit = method.Limit(**{"norm": None, "value": None, **algorithm.made_by.named()})
+    limit = method.limit_of(**algorithm.made_by.named())
     d_ys, d_last_state = given
     inputs, rank = run.inputs, method.rank_of(run.runs, run.inputs)
     linear, g, _ = surroundings(run.runs, inputs, run.states, d_ys)

@@ -1,5 +1,7 @@
 """`clipped` against a loop that clips the adjoint between steps, and what it says it clipped."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_nothing_to_clip_is_exact_with_every_option(limit):
     cell = jb.layer_norm_lstm(2, 3, output_size=2)
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (40, 3, 2))
     flags = jax.random.bernoulli(jax.random.key(2), 0.3, (2, 40, 3))
-    options = dict(lengths=jnp.array([40, 11, 0]), resets=flags[0], mask=flags[1])
+    options: Any = dict(lengths=jnp.array([40, 11, 0]), resets=flags[0], mask=flags[1])
     d_ys = jnp.ones((40, 3, 2))
 
     def gradients(algorithm):
@@ -136,7 +138,8 @@ def test_not_a_number_is_not_repaired_and_forward_mode_does_not_clip():
 def test_messages():
     for arguments in ({}, {"norm": 1.0, "value": 1.0}):
         check(lambda a=arguments: jb.clipped(**a), ValueError, "clipped: give either norm or value")
-    for wrong in (0, -1.0, float("nan"), True, "1"):
+    wrongs: Any = (0, -1.0, float("nan"), True, "1")
+    for wrong in wrongs:
         check(lambda w=wrong: jb.clipped(norm=w), ValueError, "clipped: norm must be a number")
     cell = jb.gru(2, 3)
     run = jb.diagnostics.trajectory(cell, cell.init(jax.random.key(0)), jnp.ones((4, 2)))

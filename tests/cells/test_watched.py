@@ -1,5 +1,7 @@
 """`watched`: the gradient of the cell alone, and a histogram of its adjoints."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,7 @@ def test_a_cell_that_is_not_watched_has_nothing_of_it_in_its_program():
 
 
 def test_messages():
-    check(lambda: watched(jb.layer(jb.gru(2, 3))), TypeError, "watched: cell must be a Cell")
+    wrong: Any = jb.layer(jb.gru(2, 3))
+    check(lambda: watched(wrong), TypeError, "watched: cell must be a Cell")
     assert repr(watched(jb.gru(2, 3))) == "watched(cell=gru(input_size=2, hidden_size=3))"
     assert watched(jb.gru(2, 3)) == watched(jb.gru(2, 3))

@@ -66,11 +66,12 @@ def test_telemetry_goes_on_from_a_step_and_a_full_disk_is_a_line(tmp_path, capsy
     folder, path = str(tmp_path), tmp_path / telemetry.NAME
     lines = [json.dumps({"step": step}) + "\n" for step in (10, 20, 30)]
     path.write_text("".join(lines) + '{"step": 4')
+    learner = loop.Learner((), (), ())
     shown = loop.Telemetry(jnp.ones(()), {"[0]": nothing_seen()})
     with telemetry.Writer(folder, 20) as writer:
         assert path.read_text() == "".join(lines[:2])
         for step in (29, 30):
-            writer.add(loop.Progress(step, 1.0, 0.5, None, shown))
+            writer.add(loop.Progress(step, 1.0, 0.5, learner, shown))
         assert json.loads(path.read_text().splitlines()[-1]) == {
             "step": 30,
             "loss": 0.5,
@@ -80,7 +81,7 @@ def test_telemetry_goes_on_from_a_step_and_a_full_disk_is_a_line(tmp_path, capsy
         writer._lines.close()
         writer._lines = open("/dev/full", "w")
         for step in (40, 50):
-            writer.add(loop.Progress(step, 1.0, 0.5, None, shown))
+            writer.add(loop.Progress(step, 1.0, 0.5, learner, shown))
     assert writer.failed
     assert capsys.readouterr().err.count("No space left on device; no more telemetry") == 1
 
