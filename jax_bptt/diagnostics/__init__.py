@@ -16,6 +16,7 @@ from jax_bptt.diagnostics.fixed_points import FixedPoints, fixed_points
 from jax_bptt.diagnostics.jacobian_spectrum import JacobianSpectrum, jacobian_spectrum
 from jax_bptt.diagnostics.lyapunov_spectrum import LyapunovSpectrum, lyapunov_spectrum
 from jax_bptt.diagnostics.memory_capacity import MemoryCapacity, memory_capacity
+from jax_bptt.diagnostics.report import Report, report
 from jax_bptt.diagnostics.saturation import Saturation, saturation
 from jax_bptt.diagnostics.state_gradients import state_gradients
 from jax_bptt.diagnostics.trajectory import Trajectory, trajectory
@@ -29,6 +30,7 @@ __all__ = [
     "JacobianSpectrum",
     "LyapunovSpectrum",
     "MemoryCapacity",
+    "Report",
     "Saturation",
     "Seen",
     "Trajectory",
@@ -45,6 +47,7 @@ __all__ = [
     "jacobian_spectrum",
     "lyapunov_spectrum",
     "memory_capacity",
+    "report",
     "saturation",
     "state_gradients",
     "telemetry",
