@@ -53,7 +53,7 @@ class FirstNonfinite(NamedTuple):
       step: t, from 1 to T; 0 before the first step, None where there is no step.
       leaf: the path of its leaf, such as ".c"; "" for a single array.
       sequence: its index in the batch; None without one, and for parameters.
-      index: its index in the leaf, behind time and batch.
+      at: its index in the leaf, behind time and batch.
       gate: the name of its gate, or "".
       value: the number.
       steps: how many steps were looked at, T.
@@ -65,7 +65,7 @@ class FirstNonfinite(NamedTuple):
     step: int | None
     leaf: str
     sequence: tuple[int, ...] | None
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     gate: str
     value: Any
     steps: int
@@ -80,16 +80,17 @@ class FirstNonfinite(NamedTuple):
         """Return what was found as one sentence."""
         if self.finite:
             return f"All is finite over {self.steps} steps."
-        when = "" if not self.step else f" at step {self.step} of {self.steps}"
+        step = self.step or 0
+        when = f" at step {step} of {self.steps}" if step else ""
         place = "".join(
             [f", leaf {self.leaf}"] * bool(self.leaf)
             + [f", gate {self.gate}"] * bool(self.gate)
             + [f", sequence {list(self.sequence or ())}"] * bool(self.sequence)
-            + [f", index {list(self.index)}"] * bool(self.index)
+            + [f", index {list(self.at)}"] * bool(self.at)
         )
         text = f"The first {self.value} enters {self.direction}{when}: {_NAMES[self.what]}{place}."
-        if self.direction == "backward" and 0 < self.step < self.steps:
-            text += f" From step {self.step + 1} on it is finite."
+        if self.direction == "backward" and 0 < step < self.steps:
+            text += f" From step {step + 1} on it is finite."
         if self.d_params:
             text += f" Gradients that are not finite: {', '.join(self.d_params)}."
         return text
