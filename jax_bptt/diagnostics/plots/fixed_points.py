@@ -1,7 +1,7 @@
 """The phase plane: where a network stays, and how it moves between."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -111,9 +111,9 @@ def _plane(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, 
 
 def _growing(jacobian: np.ndarray) -> list[np.ndarray]:
     """Return a unit vector for each eigenvalue of a modulus of at least 1."""
-    found: list[np.ndarray] = []
-    eigen: Any = np.linalg.eig(jacobian)
-    for value, vector in zip(eigen.eigenvalues, eigen.eigenvectors.T, strict=True):
+    values, vectors = np.linalg.eig(jacobian)
+    found = []
+    for value, vector in zip(values, vectors.T, strict=True):
         if np.abs(value) >= 1:
             # The conjugate of a pair has the same two directions, and gives the other one here.
             direction = np.real(vector) if value.imag >= 0 else np.imag(vector)
