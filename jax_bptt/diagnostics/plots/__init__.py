@@ -11,7 +11,9 @@ from jax_bptt.diagnostics.plots.fixed_points import fixed_points
 from jax_bptt.diagnostics.plots.jacobian_spectrum import jacobian_spectrum
 from jax_bptt.diagnostics.plots.lyapunov_spectrum import lyapunov_spectrum
 from jax_bptt.diagnostics.plots.saturation import saturation
+from jax_bptt.diagnostics.plots.telemetry import telemetry, telemetry_decades
 from jax_bptt.diagnostics.plots.truncation_curve import truncation_curve
+from jax_bptt.diagnostics.plots.unfolded import unfolded
 
 __all__ = [
     "adjoint_norms",
@@ -22,5 +24,8 @@ __all__ = [
     "lyapunov_spectrum",
     "plot_contributions",
     "saturation",
+    "telemetry",
+    "telemetry_decades",
     "truncation_curve",
+    "unfolded",
 ]
