@@ -61,13 +61,14 @@ def _train(args: argparse.Namespace, signals: Signals) -> int:
     # JSON has no infinity.
     arguments = {k: str(v) if v == math.inf else v for k, v in arguments.items()}
     with jax.enable_x64(args.precision == "float64"):
-        job = _job(args)
+        job = job_of(args)
         if args.telemetry:
             job = job._replace(network=job.network._replace(watched=True))
         return session.run(job, options, arguments, signals)
 
 
-def _job(args: argparse.Namespace) -> jobs.Job:
+def job_of(args: argparse.Namespace) -> jobs.Job:
+    """Return the job that the arguments name."""
     shape = jobs.Shape(args.cell, args.hidden, args.layers, args.precision, args.batch)
     if args.job == "adding":
         return jobs.adding(shape, length=args.length, seed=args.seed)

@@ -1,0 +1,143 @@
+"""Networks to look at: trained here or by train.py, each with its run, its loss and its report."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from trainer import commands, jobs, network, saved
+
+import jax_bptt as jb
+from flow import page
+from jax_bptt import diagnostics
+from jax_bptt.diagnostics import Report, Trajectory, plots
+from jax_bptt.training import loop
+
+EXPONENTS = 4
+"""Lyapunov exponents that are drawn."""
+
+SPANS = 1, 8, 4, 2
+"""T over these, and one step, are the spans whose singular values are drawn."""
+
+
+class Look(NamedTuple):
+    """A cell at a moment of its training.
+
+    Attributes:
+      name: for a heading.
+      run: on one batch.
+      d_ys: the gradient of that batch's loss by the cell's outputs.
+      loss: of that batch.
+      report: on these.
+    """
+
+    name: str
+    run: Trajectory
+    d_ys: Any
+    loss: float
+    report: Report
+
+
+def job_of(args: argparse.Namespace, cell: str) -> jobs.Job:
+    """Return the task with a network of one cell."""
+    shape = jobs.Shape(cell, args.hidden, 1, "float32", args.batch)
+    if args.task == "adding":
+        return jobs.adding(shape, length=args.length, seed=args.seed)
+    # Three symbols, and as long a delay as the length leaves.
+    delay = max(args.length - 6, 1)
+    return jobs.copy(shape, delay=delay, symbols=3, seed=args.seed)
+
+
+def compared(args: argparse.Namespace) -> Iterator[Look]:
+    """Yield one look for each cell, trained."""
+    for cell in args.cells:
+        job = job_of(args, cell)
+        *_, params = moments(job, args, at=(args.steps,))
+        yield from looked(cell, job, params, args.steps)
+
+
+def before_halfway_after(args: argparse.Namespace) -> Iterator[Look]:
+    """Yield three looks at the first cell while it trains."""
+    job = job_of(args, args.cells[0])
+    at = 0, args.steps // 2, args.steps
+    for step, params in zip(at, moments(job, args, at), strict=True):
+        name = f"{args.cells[0]}, {f'after {step} steps' if step else 'before training'}"
+        # On one batch, that of the end, so that only the parameters differ.
+        yield from looked(name, job, params, args.steps)
+
+
+def moments(job: jobs.Job, args: argparse.Namespace, at: tuple[int, ...]) -> Iterator[Any]:
+    """Train, and yield the parameters after so many steps."""
+    layer = network.build(job.network)
+    settings = loop.Settings(5e-3, 1.0, args.steps)
+    params = layer.init(jax.random.key(args.seed))
+    if 0 in at:
+        yield params
+    begun = loop.start(params, (), settings)
+    for progress in loop.fit(job.loss(layer), begun, job.batches, settings):
+        if progress.step in at:
+            # The next step consumes its buffers.
+            yield jax.tree.map(jnp.array, progress.learner.params)
+
+
+def of_checkpoint(folder: Path) -> Iterator[Look]:
+    """Yield a look for each layer of a network that train.py has saved."""
+    found = saved.load(str(folder))
+    params = found.params
+    sizes = found.network._replace(watched=False)
+    if found.network.watched:
+        params = tuple(each.cell for each in params)
+    job = commands.job_of(argparse.Namespace(**found.record["settings"]))
+    job = job._replace(network=sizes)
+    with jax.enable_x64(sizes.precision == "float64"):
+        params = jax.tree.map(jnp.asarray, params)
+        yield from looked(found.record["settings"]["cell"], job, params, found.record["step"])
+
+
+def looked(name: str, job: jobs.Job, params: Any, step: int) -> Iterator[Look]:
+    """Yield a look for each layer of the network, at a batch that it was not trained on yet."""
+    layer = network.build(job.network)
+    xs, targets = jax.tree.map(jnp.asarray, job.batches(step))
+    ys, runs = xs, []
+    for entry, of_entry in zip(layer.made_by.args, params, strict=True):
+        runs.append(diagnostics.trajectory(entry.made_by.args[0], of_entry, ys))
+        ys = runs[-1].ys
+
+    def score(ys):
+        """Return the loss of outputs, as that of a network that puts them out."""
+        given = layer._replace(apply=lambda params, xs, state=None, **options: (state, ys))
+        return job.loss(given)(params, None, (xs, targets))[0]
+
+    loss, d_ys = jax.value_and_grad(score)(ys)
+    found = []
+    for k in reversed(range(len(runs))):
+        where = f"{name}, layer {k}" if len(runs) > 1 else name
+        found.append(Look(where, runs[k], d_ys, float(loss), diagnostics.report(runs[k], d_ys)))
+        if k:
+            run = runs[k]
+            d_ys = jb.bptt_gradients(run.cell, run.params, run.inputs.xs, d_ys=d_ys)[1]
+    yield from reversed(found)
+
+
+def pictures(look: Look, name: str) -> dict[str, str]:
+    """Return every picture of a look, by the title of its section, as SVG."""
+    run, told = look.run, look.report
+    spans = sorted({1, *(max(run.steps // k, 1) for k in SPANS)})
+    spectra = [diagnostics.jacobian_spectrum(run, run.steps - k) for k in spans]
+    exponents = min(EXPONENTS, run.space.shape[-1] * run.space.shape[-2])
+    drawn = {
+        "Which state, which loss": plots.contribution_map(
+            diagnostics.contribution_map(run, look.d_ys)
+        ),
+        "What a window would have cost": plots.truncation_curve(told.curve),
+        "How much arrives": plots.adjoint_norms(told.norms),
+        "Lyapunov exponents as they settle": plots.lyapunov_spectrum(
+            diagnostics.lyapunov_spectrum(run, count=exponents)
+        ),
+        "Singular values over spans": plots.jacobian_spectrum(spectra),
+    }
+    if told.saturated is not None:
+        drawn["Saturated gates"] = plots.saturation(told.saturated)
+    return {title: page.svg(axes, f"{name}{k}") for k, (title, axes) in enumerate(drawn.items())}
