@@ -89,7 +89,7 @@ def studied(args: Namespace, footer: str) -> str:
     else:
         looked = list(looks.compared(args))
     drawn = {look.name: looks.pictures(look, f"look{k}-") for k, look in enumerate(looked)}
-    parts = [summary(looked)]
+    parts: list[page.Section | str] = [summary(looked)]
     words = {look.name: page.words(look.report.in_words()) for look in looked}
     parts.append(page.Section("In words", "What the numbers say, one by one.", words))
     for title, about in ABOUT.items():

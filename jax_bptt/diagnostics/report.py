@@ -23,6 +23,9 @@ from jax_bptt.diagnostics.saturation import Saturation, saturation
 from jax_bptt.diagnostics.trajectory import Trajectory, cotangents_of, past_of
 from jax_bptt.diagnostics.truncation_curve import TruncationCurve, truncation_curve
 
+EXPONENTS = 4
+"""Lyapunov exponents that are found; a report speaks of the largest."""
+
 COUNTED = 256
 """Largest state, in numbers, whose Newton iterations are counted: each is T B D^3 operations."""
 
@@ -55,7 +58,7 @@ class Report(NamedTuple):
       adjoint: the median of |lambda_t| over the steps and sequences at which a loss enters.
       clip: a threshold for `clipped(norm=)`, 10 times that.
       beyond: the share of all |lambda_t| that are larger than the threshold.
-      spectrum: the largest Lyapunov exponent, as it settles.
+      spectrum: the largest Lyapunov exponents, up to four, as they settle.
       curve: the bias for every window.
       norms: |lambda_t|, [T, *batch].
       saturated: how often each gate of each unit is at an end; None for a cell without such gates.
@@ -78,7 +81,7 @@ class Report(NamedTuple):
     @property
     def exponent(self) -> float:
         """The largest Lyapunov exponent, in nats a step: the mean over sequences."""
-        return float(np.mean(np.asarray(self.spectrum.exponents, np.float64)))
+        return float(np.mean(np.asarray(self.spectrum.exponents, np.float64)[..., 0]))
 
     def in_words(self) -> str:
         """Return a sentence or two on each number, a line each."""
@@ -86,7 +89,7 @@ class Report(NamedTuple):
         return "\n".join(said)
 
     def _growth(self) -> str:
-        each = np.asarray(self.spectrum.exponents, np.float64)
+        each = np.asarray(self.spectrum.exponents, np.float64)[..., 0]
         value = self.exponent
         if math.isnan(value):
             return "The states are not finite: first_nonfinite says where that begins."
@@ -223,6 +226,7 @@ def report(run: Trajectory, d_ys: PyTree, *, bias: float = 0.01) -> Report:
         isinstance(bias, numbers.Real) and 0 < bias < 1,
         f"{name}: bias must be a share of the gradient between 0 and 1, got {shown(bias)}",
     )
+    *_, groups, size = run.space.shape
     curve = truncation_curve(run, d_ys)
     sizes = adjoint_norms(run, d_ys)
     typical = _median(sizes, compiled_once(_entering)(run, cotangents_of(name, run, d_ys, None)[0]))
@@ -237,7 +241,7 @@ def report(run: Trajectory, d_ys: PyTree, *, bias: float = 0.01) -> Report:
         adjoint=typical,
         clip=ROOM * typical,
         beyond=float(jnp.mean(sizes > ROOM * typical)),
-        spectrum=lyapunov_spectrum(run, count=1),
+        spectrum=lyapunov_spectrum(run, count=min(EXPONENTS, groups * size)),
         curve=curve,
         norms=sizes,
         saturated=_saturation(run),

@@ -15,9 +15,6 @@ from jax_bptt import diagnostics
 from jax_bptt.diagnostics import Report, Trajectory, plots
 from jax_bptt.training import loop
 
-EXPONENTS = 4
-"""Lyapunov exponents that are drawn."""
-
 SPANS = 1, 8, 4, 2
 """T over these, and one step, are the spans whose singular values are drawn."""
 
@@ -100,6 +97,7 @@ def looked(name: str, job: jobs.Job, params: Any, step: int) -> Iterator[Look]:
     """Yield a look for each layer of the network, at a batch that it was not trained on yet."""
     layer = network.build(job.network)
     xs, targets = jax.tree.map(jnp.asarray, job.batches(step))
+    assert layer.made_by is not None  # a stack, as `network.build` makes it
     ys, runs = xs, []
     for entry, of_entry in zip(layer.made_by.args, params, strict=True):
         runs.append(diagnostics.trajectory(entry.made_by.args[0], of_entry, ys))
@@ -126,16 +124,13 @@ def pictures(look: Look, name: str) -> dict[str, str]:
     run, told = look.run, look.report
     spans = sorted({1, *(max(run.steps // k, 1) for k in SPANS)})
     spectra = [diagnostics.jacobian_spectrum(run, run.steps - k) for k in spans]
-    exponents = min(EXPONENTS, run.space.shape[-1] * run.space.shape[-2])
     drawn = {
         "Which state, which loss": plots.contribution_map(
             diagnostics.contribution_map(run, look.d_ys)
         ),
         "What a window would have cost": plots.truncation_curve(told.curve),
         "How much arrives": plots.adjoint_norms(told.norms),
-        "Lyapunov exponents as they settle": plots.lyapunov_spectrum(
-            diagnostics.lyapunov_spectrum(run, count=exponents)
-        ),
+        "Lyapunov exponents as they settle": plots.lyapunov_spectrum(told.spectrum),
         "Singular values over spans": plots.jacobian_spectrum(spectra),
     }
     if told.saturated is not None:
