@@ -43,7 +43,7 @@ LISTED = 8
 
 
 class Report(NamedTuple):
-    """What the gradient of a run comes to, in numbers; `in_words()` says it in sentences.
+    """The gradient of a run in numbers, which `in_words()` says in sentences.
 
     Attributes:
       steps: T.

@@ -16,7 +16,7 @@ VOID = "meta", "br", "link", "img"
 
 
 class Page(HTMLParser):
-    """What a page refers to, which ids it has, and whether its elements are closed."""
+    """The links of a page, its ids, and the elements that are still open."""
 
     def __init__(self, text):
         super().__init__()

@@ -17,7 +17,7 @@ WIDEST, THINNEST = 14.0, 0.6
 """Widths of paths, in points."""
 
 HEIGHT = 1.6
-"""Of the loss above the states, which are one apart."""
+"""Distance of the loss above the states, which are one apart."""
 
 
 def unfolded(terms: Any, axes: "Axes | None" = None) -> "Axes":
