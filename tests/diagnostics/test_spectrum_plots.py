@@ -42,7 +42,7 @@ def test_singular_values():
     assert "3 steps keep 0 of 3" in axes.get_title(loc="left") and len(axes.lines) == 4
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["smallest", "largest"]
+    assert [text.get_text() for text in legend.get_texts()] == ["number 3", "largest"]
 
 
 def test_gates():

@@ -14,13 +14,18 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 @pytest.fixture(scope="module")
 def script():
     sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("flossing")
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture
+def as_users_have_it():
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        yield importlib.import_module("flossing")
-    sys.path.remove(str(SCRIPTS))
+        yield
 
 
 def test_what_is_asked_for(script):
@@ -33,7 +38,7 @@ def test_what_is_asked_for(script):
 
 
 @pytest.mark.slow
-def test_flossing_brings_exponents_to_zero(script):
+def test_flossing_brings_exponents_to_zero(script, as_users_have_it):
     case = script.Case(16, 4, 60, 8, 150, 0, 0.0)
     cell, params = script.started(case, jax.random.key(0), False)
 
@@ -46,7 +51,7 @@ def test_flossing_brings_exponents_to_zero(script):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["copy", "xor"])
-def test_a_run(script, task, tmp_path, capsys):
+def test_a_run(script, as_users_have_it, task, tmp_path, capsys):
     page = tmp_path / "page.md"
     begin, end = f"<!-- bench flossing {task} -->", f"<!-- end of bench flossing {task} -->"
     page.write_text(f"before\n{begin}\n{end}\n")

@@ -52,7 +52,7 @@ def jacobian_spectrum(
         for rank in reversed(range(count)):
             colour = colormaps[style.SEQUENTIAL](0.9 * rank / max(count - 1, 1))
             axes.plot(lengths, each_median[:, rank], color=colour, linewidth=1.2)
-        names = ["largest"] if count == 1 else ["smallest", "largest"]
+        names = ["largest"] if count == 1 else [f"number {count}", "largest"]
         axes.legend(axes.lines[1 :: max(count - 1, 1)], names, frameon=False, fontsize="small")
         title, x = _in_words(spans[-1]), "steps crossed"
     axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:g}}}$")
