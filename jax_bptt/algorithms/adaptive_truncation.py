@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.algorithms.by_lag import prepared, scan_lags
+from jax_bptt.algorithms.by_lag import norm, prepared, scan_lags
 from jax_bptt.algorithms.unroll import Arguments, compiled_once
 from jax_bptt.core.checks import require, shown
 from jax_bptt.core.types import Cell, PyTree
@@ -97,7 +97,7 @@ def adaptive_truncation(
 
 def _choose(cell: Cell, lags: int, bias: float, given: Arguments, d_ys: PyTree) -> Truncation:
     def lengths(part, total):
-        return _norm(part), _norm(total)
+        return norm(part), norm(total)
 
     norms, reached = scan_lags("adaptive_truncation", cell, lags, (given, d_ys), lengths)
     steps = jax.tree.leaves(given.xs)[0].shape[0]
@@ -119,11 +119,6 @@ def _choose(cell: Cell, lags: int, bias: float, given: Arguments, d_ys: PyTree) 
         norms=norms,
         decay=decay,
     )
-
-
-def _norm(tree: PyTree) -> Array:
-    """Return the Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
 def _decay(norms: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jax_bptt.algorithms import argument_checks
 from jax_bptt.algorithms.unroll import Arguments, begin, checked, compiled_once
@@ -157,6 +157,11 @@ class Crossing(NamedTuple):
 def first(steps: int, tree: PyTree) -> PyTree:
     """Return the first entries of every leaf."""
     return jax.tree.map(lambda a: a[:steps], tree)
+
+
+def norm(tree: PyTree) -> Array:
+    """Return the Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
 def stretches(steps: int, lags: int) -> Iterator[tuple[int, int, int]]:

@@ -105,7 +105,7 @@ def clipped(*, norm: float | None = None, value: float | None = None) -> Algorit
     exact = bptt()
 
     def backward(cell, saved, d_last_state, d_ys):
-        rank = rank_of(cell, saved.inputs)
+        rank = rank_of("clipped", cell, saved.inputs)
 
         def gradient(inputs: Inputs, around: Surroundings, lam: PyTree) -> Gradient:
             linear, g, accumulate = around
@@ -142,13 +142,13 @@ def clipped_pull(linear: Linearization, limit: Limit, rank: int) -> Linearizatio
     return linear._replace(pull=pull)
 
 
-def rank_of(cell: Cell, inputs: Inputs) -> int:
+def rank_of(name: str, cell: Cell, inputs: Inputs) -> int:
     """Return the number of batch axes; raise if a leaf of the state does not lead with them."""
     batch = batch_shape(cell, inputs.xs)
     for path, leaf in leaves(trees.partition(inputs.state)[0]):
         require(
             leaf.shape[: len(batch)] == batch,
-            f"clipped: state{path} is {describe(leaf)}, which does not lead with *batch={batch}: "
+            f"{name}: state{path} is {describe(leaf)}, which does not lead with *batch={batch}: "
             "no lambda is that of one sequence. Give the leaf that shape in cell.initial_state.",
         )
     return len(batch)

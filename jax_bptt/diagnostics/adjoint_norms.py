@@ -2,10 +2,9 @@
 
 from jax import Array
 
-from jax_bptt.algorithms.clipped import norms
+from jax_bptt.algorithms.clipped import norms, rank_of
 from jax_bptt.algorithms.unroll import compiled_once
-from jax_bptt.core import reverse, sequence, trees
-from jax_bptt.core.checks import batch_shape, leaves, require
+from jax_bptt.core import reverse, sequence
 from jax_bptt.core.types import PyTree
 from jax_bptt.diagnostics.trajectory import Trajectory, cotangents_of
 
@@ -43,20 +42,14 @@ def adjoint_norms(
       ((7, 2), True)
     """
     name = "adjoint_norms"
-    batch = batch_shape(run.runs, run.inputs.xs)
-    for path, leaf in leaves(trees.partition(run.inputs.state)[0]):
-        require(
-            leaf.shape[: len(batch)] == batch,
-            f"{name}: state{path}.shape={leaf.shape} does not lead with *batch={batch}, so it has "
-            "no norm for each sequence. Take jb.state_gradients.",
-        )
+    rank = rank_of(name, run.runs, run.inputs)
     given = cotangents_of(name, run, d_ys, d_last_state)
-    return compiled_once(_norms)(run, given)
+    return compiled_once(_norms, rank)(run, given)
 
 
-def _norms(run: Trajectory, given: tuple[PyTree, PyTree]) -> Array:
+def _norms(rank: int, run: Trajectory, given: tuple[PyTree, PyTree]) -> Array:
     inputs, (d_ys, d_last_state) = run.inputs, given
     linear, g, _ = reverse.surroundings(run.runs, inputs, run.states, d_ys)
     _, lambdas, _ = reverse.reverse_scan(linear, d_last_state, g, inputs.controls)
     lambdas = sequence.restore(lambdas, run.valid, reverse=False)
-    return norms(lambdas, 1 + len(batch_shape(run.runs, inputs.xs)))
+    return norms(lambdas, 1 + rank)

@@ -73,7 +73,7 @@ def clipping(
 def _clipping(algorithm: Any, run: Trajectory, given: tuple[PyTree, PyTree]) -> Clipping:
     limit = method.limit_of(**algorithm.made_by.named())
     d_ys, d_last_state = given
-    inputs, rank = run.inputs, method.rank_of(run.runs, run.inputs)
+    inputs, rank = run.inputs, method.rank_of("clipping", run.runs, run.inputs)
     linear, g, _ = surroundings(run.runs, inputs, run.states, d_ys)
     linear = method.clipped_pull(linear, limit, rank)
     lambdas = reverse_scan(linear, d_last_state, g, inputs.controls)[1]

@@ -5,9 +5,8 @@ from jax.typing import ArrayLike
 from jax_bptt.algorithms import option_checks, tree_checks
 from jax_bptt.algorithms.unroll import Arguments, begin, checked, compiled_once, cotangents
 from jax_bptt.core import devices, sequence
-from jax_bptt.core.forward import Stretch, entering, forward_scan, over_time
-from jax_bptt.core.linearize import linearize
-from jax_bptt.core.reverse import readout_gradient, reverse_scan
+from jax_bptt.core.forward import forward_scan, over_time
+from jax_bptt.core.reverse import reverse_scan, surroundings
 from jax_bptt.core.sequence import Options
 from jax_bptt.core.types import Cell, PyTree
 
@@ -77,13 +76,10 @@ def _state_gradients(
     name = "state_gradients"
     with devices.mesh_of(given):
         run = begin(name, cell, devices.vary_alike(given, given), reverse)
-        cell, (weights, state, xs, start, controls) = run.cell, run.inputs
-        last_state, states, _ = forward_scan(cell, run.inputs)
-        ys = over_time(cell, cell.readout)(weights, states)
+        cell, inputs = run.cell, run.inputs
+        last_state, states, _ = forward_scan(cell, inputs)
+        ys = over_time(cell, cell.readout)(inputs.weights, states)
         d_last_state, d_ys = cotangents(name, run, (last_state, ys), (d_last_state, d_ys), reverse)
-        _, g = readout_gradient(cell, weights, states, d_ys)
-        drives = over_time(cell, cell.project)(weights, xs)
-        prevs = entering(start, state, states, controls)
-        linear = linearize(cell, weights, Stretch(prevs, drives, states))
-        _, lambdas, _ = reverse_scan(linear, d_last_state, g, controls)
+        linear, g, _ = surroundings(cell, inputs, states, d_ys)
+        _, lambdas, _ = reverse_scan(linear, d_last_state, g, inputs.controls)
         return sequence.restore(lambdas, run.valid, reverse)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jax_bptt.algorithms.bptt import Saved, block_length_of, in_blocks
-from jax_bptt.algorithms.by_lag import Past, first, number_of_lags, stretches
+from jax_bptt.algorithms.by_lag import Past, first, norm, number_of_lags, stretches
 from jax_bptt.algorithms.unroll import compiled_once
 from jax_bptt.core import reverse, sequence, trees
 from jax_bptt.core.sequence import Controls
@@ -111,7 +111,7 @@ def _curve(lags: int, run: Trajectory, d_ys: PyTree) -> TruncationCurve:
     weights = jax.tree.map(jnp.zeros_like, trees.partition(run.inputs.weights)[0])
     total = trees.accumulate(none, pull_prepare(trees.add(weights, d_readout)))
     past, lambdas = _taken_alone(past, g)
-    size = _norm(exact)
+    size = norm(exact)
     rounding = float(jnp.finfo(size.dtype).eps)
     curve = TruncationCurve(*[jnp.zeros(lags, size.dtype)] * 4)
     walk = _Walk(jnp.int32(0), lambdas, total, curve, jnp.bool_(False))
@@ -125,7 +125,7 @@ def _curve(lags: int, run: Trajectory, d_ys: PyTree) -> TruncationCurve:
             total = trees.accumulate(walk.total, part)
             found = _compare(total, exact)
             curve = jax.tree.map(lambda a, v: a.at[walk.lag].set(v), walk.curve, found)
-            little = _norm(part) <= rounding * size
+            little = norm(part) <= rounding * size
             done = little & (found.bias <= ROUNDINGS * rounding)
             return _Walk(walk.lag + 1, later, total, curve, done)
 
@@ -185,8 +185,8 @@ def _taken_alone(past: Past, g: PyTree) -> tuple[Past, PyTree]:
 
 def _compare(found: PyTree, exact: PyTree) -> TruncationCurve:
     pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
-    size, whole = _norm(found), _norm(exact)
-    left_out = _norm(jax.tree.map(jnp.subtract, found, exact))
+    size, whole = norm(found), norm(exact)
+    left_out = norm(jax.tree.map(jnp.subtract, found, exact))
     inner = sum(jnp.sum((a.conj() * b).real) for a, b in pairs)
     signs = [jnp.sign(x) == jnp.sign(y) for a, b in pairs for x, y in _real(a, b)]
     alike = sum(jnp.sum(each, dtype=size.dtype) for each in signs)
@@ -204,8 +204,3 @@ def _real(*arrays: Array) -> list[tuple[Array, ...]]:
     if not jnp.iscomplexobj(arrays[0]):
         return [arrays]
     return [tuple(a.real for a in arrays), tuple(a.imag for a in arrays)]
-
-
-def _norm(tree: PyTree) -> Array:
-    """Return the Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
