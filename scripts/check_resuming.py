@@ -19,23 +19,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 TRAIN = Path(__file__).with_name("train.py")
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 ENDS = {
     signal.SIGINT: {130, 1, -signal.SIGINT},  # 1 or -2: it came before there was a handler
     signal.SIGTERM: {143, -signal.SIGTERM},
     signal.SIGKILL: {-signal.SIGKILL},
 }
 """Exit statuses of a run that a signal has ended."""
-
-
-class Times(NamedTuple):
-    """Seconds that a run takes to its first checkpoint, and from there to its end."""
-
-    before: float
-    after: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,22 +41,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = Path(place, "text.txt")
         text.write_text("".join(draw.choices("abcdefgh .\n", k=5000)))
         whole = Path(place, "whole")
+        began = time.monotonic()
         process = _run(text, whole, args.steps)
-        times = _times(process, whole)
+        _await_checkpoint(process, whole)
+        before = time.monotonic() - began
         if process.wait() != 0:
             print("the run that nobody stopped has failed", file=sys.stderr)
             return 1
+        after = time.monotonic() - began - before
         print(
-            f"not stopped: {times.before:.1f} s to the first checkpoint, {times.after:.1f} s from "
+            f"not stopped: {before:.1f} s to the first checkpoint, {after:.1f} s from "
             f"there to the end; digest {_digest(whole)[:16]}",
             flush=True,
         )
         same = number = 0
         while number < args.kills:
             folder = Path(tempfile.mkdtemp(dir=place))
-            asked, late = SIGNALS[number % 3], number % 2 == 1
-            moment = draw.uniform(0, times.after if late else times.before)
-            status = _kill(_run(text, folder, args.steps), folder, asked, moment, late)
+            asked, late = list(ENDS)[number % 3], number % 2 == 1
+            moment = draw.uniform(0, after if late else before)
+            process = _run(text, folder, args.steps)
+            if late:
+                _await_checkpoint(process, folder)
+            try:
+                status = process.wait(timeout=moment)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, asked)
+                status = process.wait()
             if status == 0:
                 continue
             number += 1
@@ -86,37 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(text: Path, folder: Path, steps: int) -> subprocess.Popen:
-    argv = ["chars", "--text", text, "--cell", "elman", "--hidden", "8", "--embedding", "4"]
-    argv += ["--window", "8", "--batch", "4", "--steps", steps, "--sample", "0"]
+    options = "--cell elman --hidden 8 --embedding 4 --window 8 --batch 4 --sample 0"
+    argv = ["chars", "--text", text, "--steps", str(steps), *options.split()]
     argv += ["--checkpoint", folder, "--checkpoint-every", "0.2"]
     quiet = subprocess.DEVNULL
-    return subprocess.Popen([sys.executable, TRAIN, *map(str, argv)], stdout=quiet, stderr=quiet)
-
-
-def _times(process: subprocess.Popen, folder: Path) -> Times:
-    began = time.monotonic()
-    _await_checkpoint(process, folder)
-    first = time.monotonic()
-    process.wait()
-    return Times(first - began, time.monotonic() - first)
+    return subprocess.Popen([sys.executable, TRAIN, *argv], stdout=quiet, stderr=quiet)
 
 
 def _await_checkpoint(process: subprocess.Popen, folder: Path) -> None:
     while process.poll() is None and not _last(folder):
         time.sleep(0.01)
-
-
-def _kill(
-    process: subprocess.Popen, folder: Path, asked: signal.Signals, moment: float, late: bool
-) -> int:
-    """Send the signal, unless the run has ended before; return the exit status."""
-    if late:
-        _await_checkpoint(process, folder)
-    try:
-        process.wait(timeout=moment)
-    except subprocess.TimeoutExpired:
-        os.kill(process.pid, asked)
-    return process.wait()
 
 
 def _last(folder: Path) -> int:

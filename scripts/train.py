@@ -14,7 +14,7 @@ train.py export   becomes a file that JAX alone can run
 import sys
 from collections.abc import Sequence
 
-from trainer import interrupts, options, streams
+from trainer import errors, interrupts, options, streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with streams.enduring() as lost, interrupts.listening() as signals:
         args = options.parse(__doc__ or "", argv)
         # Not at the top: a wrong option answers at once, and Ctrl-C is heard during these imports.
-        from trainer import commands
+        from trainer import session
 
-        status = commands.run(args, signals)
-        return commands.UNWRITTEN if lost() else status
+        status = session.command(args, signals)
+        return errors.UNWRITTEN if lost() else status
 
 
 if __name__ == "__main__":

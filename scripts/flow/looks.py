@@ -1,13 +1,14 @@
 """Networks to look at: trained here or by train.py, each with its run, its loss and its report."""
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from trainer import commands, jobs, network, saved
+from trainer import jobs, network, saved
 
 import jax_bptt as jb
 from flow import page
@@ -39,12 +40,12 @@ class Look(NamedTuple):
 
 def job_of(args: argparse.Namespace, cell: str) -> jobs.Job:
     """Return the task with a network of one cell."""
-    shape = jobs.Shape(cell, args.hidden, 1, "float32", args.batch)
+    cells = functools.partial(network.Network, cell, args.hidden, 1, "float32")
     if args.task == "adding":
-        return jobs.adding(shape, length=args.length, seed=args.seed)
+        return jobs.adding(cells, args.batch, length=args.length, seed=args.seed)
     # Three symbols, and as long a delay as the length leaves.
     delay = max(args.length - 6, 1)
-    return jobs.copy(shape, delay=delay, symbols=3, seed=args.seed)
+    return jobs.copy(cells, args.batch, delay=delay, symbols=3, seed=args.seed)
 
 
 def compared(args: argparse.Namespace) -> Iterator[Look]:
@@ -86,7 +87,7 @@ def of_checkpoint(folder: Path) -> Iterator[Look]:
     sizes = found.network._replace(watched=False)
     if found.network.watched:
         params = tuple(each.cell for each in params)
-    job = commands.job_of(argparse.Namespace(**found.record["settings"]))
+    job = jobs.job_of(argparse.Namespace(**found.record["settings"]))
     job = job._replace(network=sizes)
     with jax.enable_x64(sizes.precision == "float64"):
         params = jax.tree.map(jnp.asarray, params)

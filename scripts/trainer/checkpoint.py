@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +47,10 @@ class Damaged(Exception):
 
 @contextlib.contextmanager
 def opened(folder: str) -> Iterator[Path]:
-    """Make a folder for checkpoints, unless it is there, and keep other runs from writing to it.
-
-    Raises:
-      InputError: it cannot be written, another run writes to it, or orbax is not installed.
-    """
+    """Make a folder for checkpoints, unless it is there, and keep other runs from writing to it."""
     _orbax()
-    files.try_out(str(_made(folder) / "step"))
+    files.make_folder(folder)
+    files.try_out(str(Path(folder, "step")))
     with open(Path(folder, "lock"), "a+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,31 +66,21 @@ def _orbax() -> Any:
     return optional_module("orbax.checkpoint", extra="train")
 
 
-def _made(folder: str) -> Path:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
-    return Path(folder)
-
-
 def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Add a checkpoint, and delete those that are older than the last `KEEP`.
+    """Add a checkpoint to a folder from `opened`, and delete those older than the last `KEEP`.
 
-    Args:
-      folder: from `opened`.
-      record: numbers, texts, lists and dicts, among them "step".
-      arrays: by name.
-
-    Raises:
-      Exception: it could not be written, of whatever type orbax raises; those that were there are
-        unharmed.
+    Whatever exception orbax or the system raises, those that were there are unharmed.
     """
     new, place = folder / NEW, folder / f"step-{record['step']:012d}"
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        _require_space(new / "space", sum(array.nbytes for array in arrays.values()) + BESIDE)
+        # orbax that finds a full disk prints a traceback from each of its threads.
+        size = sum(array.nbytes for array in arrays.values()) + BESIDE
+        if hasattr(os, "posix_fallocate"):
+            with open(new / "space", "xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            (new / "space").unlink()
         with _orbax().PyTreeCheckpointer() as checkpointer:
             checkpointer.save(new / "arrays", arrays)
         digests = {"files": _digest_of_files(new / "arrays"), "arrays": _digest_of_arrays(arrays)}
@@ -111,19 +98,8 @@ def write(folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]) -
         _remove(old)
 
 
-def newest(folder: Path, accept: Callable[[dict[str, Any]], None]) -> tuple[Saved | None, list]:
-    """Return the newest good checkpoint, None if there was never one, and what is damaged.
-
-    Args:
-      folder: to look in.
-      accept: called with the record of each that is considered; raises to refuse it.
-
-    Returns:
-      The checkpoint, and a list of `Damaged`, one for each that is newer and no good.
-
-    Raises:
-      InputError: the format is not known here, or none of those there are is good.
-    """
+def newest(folder: Path) -> tuple[Saved | None, list[Damaged]]:
+    """Return the newest good checkpoint, None if there was never one, and newer ones' damages."""
     damaged = []
     for place in reversed(_places(folder)):
         try:
@@ -134,7 +110,6 @@ def newest(folder: Path, accept: Callable[[dict[str, Any]], None]) -> tuple[Save
                 f"{place} has format {theirs}, and this train.py reads format {FORMAT}: take the "
                 f"version that wrote it ({record.get('versions')}), or another --checkpoint",
             )
-            accept(record)
             return Saved(record, _read_arrays(place / "arrays", record)), damaged
         except Damaged as error:
             damaged.append(error)
@@ -203,17 +178,6 @@ def _digest_of_arrays(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _require_space(path: Path, size: int) -> None:
-    """Raise `OSError` unless there is room for so many bytes.
-
-    orbax that finds a full disk prints a traceback from each of its threads.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "xb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-        path.unlink()
 
 
 def _remove(place: Path) -> None:

@@ -1,11 +1,17 @@
-"""Errors that are the user's to mend, said in one line."""
+"""What is said on stderr: errors that are the user's to mend, and progress bars."""
 
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+FAILED_CHECK, BAD_INPUT, UNWRITTEN = 1, 2, 3
+"""Exit statuses: the gradient is wrong; the input cannot be used; the run is done and some of its
+results could not be written."""
 
 
 class InputError(ValueError):
@@ -35,11 +41,7 @@ def user_input() -> Iterator[None]:
 
 
 def optional_module(name: str, *, extra: str) -> ModuleType:
-    """Import module `name`, which comes with an optional `extra` of the package.
-
-    Raises:
-      InputError: it is not installed; the message says how to install it.
-    """
+    """Import module `name`, or raise `InputError` that says which extra of the package has it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -48,3 +50,14 @@ def optional_module(name: str, *, extra: str) -> ModuleType:
             f"{package} is not installed: run pip install 'jax_bptt[{extra}]', "
             f'or from a clone pip install -e ".[{extra}]"'
         ) from error
+
+
+def bar(**options: Any) -> Any:
+    """Return a bar of tqdm: now and then a line in a file, smooth on a terminal."""
+    between = 0.2 if sys.stderr.isatty() else 10
+    return optional_module("tqdm", extra="train").tqdm(mininterval=between, **options)
+
+
+def track(items: Sequence[Item], doing: str) -> Iterable[Item]:
+    """Return the items, under a bar that says what is being done with them after a second."""
+    return bar(iterable=items, desc=doing, delay=1, leave=False)

@@ -11,27 +11,16 @@ from trainer.errors import require
 
 
 class Network(NamedTuple):
-    """Cells on top of one another, as numbers and names that can be written down.
+    """Cells on top of one another, as numbers and names that can be written down."""
 
-    Attributes:
-      cell: name of a constructor of jax_bptt.
-      hidden_size: H of every cell.
-      depth: the number of cells.
-      precision: float32, float64 or bfloat16, which is of products over float32 parameters.
-      input_size: I of the first cell.
-      output_size: O of the readout of the last one.
-      vocabulary_size: V where the inputs are tokens, None where they are features.
-      watched: whether the cells are watched, for telemetry.
-    """
-
-    cell: str
-    hidden_size: int
-    depth: int
-    precision: str
-    input_size: int
-    output_size: int
-    vocabulary_size: int | None = None
-    watched: bool = False
+    cell: str  # name of a constructor of jax_bptt
+    hidden_size: int  # H of every cell
+    depth: int  # the number of cells
+    precision: str  # float32, float64 or bfloat16, which is of products over float32 parameters
+    input_size: int  # I of the first cell
+    output_size: int  # O of the readout of the last one
+    vocabulary_size: int | None = None  # V where the inputs are tokens, not features
+    watched: bool = False  # whether the cells are watched, for telemetry
 
 
 def build(network: Network) -> jb.Layer:
@@ -55,15 +44,10 @@ def build(network: Network) -> jb.Layer:
 
 
 def require_memory(network: Network, steps: int, batch: int) -> None:
-    """Raise `InputError` for a network that this machine cannot train whatever is done.
+    """Raise `InputError` for a network that cannot be trained here on batches of T and B.
 
     A lower bound: parameters, gradient and Adam's two moments, and the states of one batch. Without
     it the kernel would end the process, and no line would say why.
-
-    Args:
-      network: the sizes.
-      steps: T of a batch.
-      batch: B.
     """
     units, there = network.hidden_size * network.depth, memory()
     states = steps * batch * units

@@ -1,10 +1,12 @@
 """A run as the terminal shows it and the files keep it."""
 
-import functools
+import argparse
+import io
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,29 +15,13 @@ import optax
 from jax.sharding import Mesh
 
 import jax_bptt as jb
-from jax_bptt.training import loop
-from trainer import check, files, plot, text
-from trainer.errors import InputError, optional_module, say
-from trainer.jobs import Job, Score
+from trainer import check, files
+from trainer.errors import InputError, optional_module, require, say
+from trainer.jobs import Job
 from trainer.resume import Run
 
-
-def line(text: str) -> None:
-    """Print a line."""
-    print(text, flush=True)
-
-
-def try_out(json_path: str | None, plot_path: str | None) -> None:
-    """Raise before the work, not after it, for what would fail at the end.
-
-    Raises:
-      InputError: a file cannot be written, or an extra is missing.
-    """
-    optional_module("tqdm", extra="train")
-    if plot_path:
-        plot.require_format(plot_path)
-    for path in filter(None, (json_path, plot_path)):
-        files.try_out(path)
+SMOOTHING = 50
+"""Steps over which the drawn curve is a running mean."""
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
@@ -48,35 +34,34 @@ def environment(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def beginning(job: Job, settings: loop.Settings, mesh: Mesh, run: Run) -> None:
+def beginning(job: Job, args: argparse.Namespace, mesh: Mesh, run: Run) -> None:
     """Print what is about to be trained, and how."""
     size = sum(leaf.size for leaf in jax.tree.leaves(run.progress.learner.params))
     where = f"{mesh.size} device{'s' * (mesh.size > 1)} ({mesh.devices.flat[0].device_kind})"
-    line(f"data      {job.summary}")
-    line(f"network   {size:,} parameters, {job.network.precision}, on {where}")
-    limits = [f"{settings.steps} steps"] if settings.steps else []
-    limits += [f"{settings.seconds:g} seconds"] if settings.seconds else []
-    line(
-        f"optimiser Adam, learning rate {settings.learning_rate:g} with a cosine to zero, gradient "
-        f"clipped at global norm {settings.clip:g}, {' or '.join(limits)}"
+    print(f"data      {job.summary}")
+    print(f"network   {size:,} parameters, {job.network.precision}, on {where}")
+    limits = [f"{args.steps} steps"] if args.steps else []
+    limits += [f"{args.seconds:g} seconds"] if args.seconds else []
+    print(
+        f"optimiser Adam, learning rate {args.learning_rate:g} with a cosine to zero, gradient "
+        f"clipped at global norm {args.clip:g}, {' or '.join(limits)}"
     )
+    steps = run.progress.step
     if run.finished:
-        line(
-            f"finished  all of its {run.progress.step} steps were saved; this is their report again"
-        )
-    elif run.progress.step:
-        line(f"goes on   after the {run.progress.step} steps that were saved")
+        print(f"finished  all of its {steps} steps were saved; this is their report again")
+    elif steps:
+        print(f"goes on   after the {steps} steps that were saved")
 
 
 def passed(errors: dict[str, float], precision: str) -> bool:
     """Print the gradient's errors; return whether rounding explains them."""
-    tolerance, largest = check.TOLERANCE[precision], max(errors.values())
+    tolerance, largest = check.TOLERANCE[precision], np.max([*errors.values()])  # NaN if one is
     for path, error in errors.items():
-        line(f"check     {path}: relative error {error:.1e}")
-    # Written so that an error of nan fails.
+        print(f"check     {path}: relative error {error:.1e}")
+    # Written so that an error of NaN fails.
     passed = largest <= tolerance
     verdict = "ok" if passed else "FAILED"
-    line(
+    print(
         f"check     explicit gradient against jax.grad of the plain scan, {precision}: {verdict}, "
         f"largest relative error {largest:.1e}, tolerance {tolerance:.0e}"
     )
@@ -95,8 +80,8 @@ def training(job: Job, run: Run, *, interrupted: bool) -> dict[str, Any]:
     """Print how training went; return it for the results' file."""
     steps, seconds = run.progress.step, run.progress.seconds
     if interrupted:
-        line(f"interrupted after {steps} steps; this is what was learned so far")
-    line(
+        print(f"interrupted after {steps} steps; this is what was learned so far")
+    print(
         f"trained   {steps} steps in {seconds:.1f} s, not counting compilation; "
         f"{speed(job, run):,.0f} {job.unit} per second"
     )
@@ -108,55 +93,76 @@ def training(job: Job, run: Run, *, interrupted: bool) -> dict[str, Any]:
     }
 
 
-def result(score: Score, job: Job) -> None:
-    """Print the network's score beside that of the baseline."""
-    ahead = score.value - job.baseline.value
-    if not job.higher_is_better:
-        ahead = -ahead
-    line(f"held-out  {score.value:.4f} {score.name}")
-    line(f"baseline  {job.baseline.value:.4f} {score.name}: {job.baseline.name}")
+def result(job: Job, value: float) -> dict[str, Any]:
+    """Print the network's score beside that of the baseline; return both for the results' file."""
+    ahead = value - job.baseline if job.higher_is_better else job.baseline - value
+    print(f"held-out  {value:.4f} {job.score}")
+    print(f"baseline  {job.baseline:.4f} {job.score}: {job.baseline_name}")
     winner = "the network" if ahead > 0 else "the baseline"
-    line(f"winner    {winner}, by {abs(ahead):.4f}")
+    print(f"winner    {winner}, by {abs(ahead):.4f}")
+    return {
+        "result": {"name": job.score, "value": value},
+        "baseline": {"name": job.baseline_name, "value": job.baseline},
+    }
 
 
-def sample(alphabet: str, ids: np.ndarray, temperature: float) -> str:
-    """Print a sample; return its text."""
-    characters = text.decode(alphabet, ids)
-    line(f"sample    {len(ids)} characters at temperature {temperature:g}:\n")
-    line(characters + "\n")
-    return characters
+def require_format(path: str) -> None:
+    """Raise `InputError` unless a curve can be drawn into a file of this name."""
+    known = sorted(_figure().canvas.get_supported_filetypes())
+    require(
+        Path(path).suffix[1:].lower() in known,
+        f"cannot draw into {path}: its ending is none of {', '.join(known)}",
+    )
 
 
-def write(
-    job: Job,
-    json_path: str | None,
-    plot_path: str | None,
-    record: dict[str, Any],
-    losses: list[float],
-) -> bool:
-    """Write the files that were asked for, figures before pictures.
+def learning_curve(
+    path: str, losses: Sequence[float], *, levels: Mapping[str, float], label: str
+) -> bytes:
+    """Return the picture, for a file of this name, of the loss of every step.
+
+    The `levels` are horizontal lines to compare it with, by what they are called.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    width = min(SMOOTHING, len(losses))
+    smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+    axes.plot(np.arange(len(smooth)) + width, smooth, label="training (running mean)")
+    for number, (name, level) in enumerate(levels.items(), start=1):
+        axes.axhline(level, linestyle="--", color=f"C{number}", label=f"{name}: {level:.4g}")
+    axes.set_xlabel("steps")
+    axes.set_ylabel(label)
+    axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format=Path(path).suffix[1:].lower())
+    return picture.getvalue()
+
+
+def _figure() -> Any:
+    figure = optional_module("matplotlib.figure", extra="plot")
+    return figure.Figure(figsize=(7, 4), layout="constrained")
+
+
+def write(job: Job, args: argparse.Namespace, record: dict[str, Any], losses: list[float]) -> bool:
+    """Write the files that were asked for, figures before pictures; return whether all were.
 
     A file that cannot be written is one line on stderr, and does not keep the other from it.
-
-    Returns:
-      Whether all were written.
     """
-    score, baseline = record["result"], record["baseline"]
-    record = record | {"result": score._asdict(), "baseline": baseline._asdict()}
-    # An accuracy has no place on the axis of a loss.
-    levels = {"held-out": score.value, baseline.name: baseline.value}
-    levels = {} if job.higher_is_better else levels
-    curve = [loss * job.per_nat for loss in losses]
-    wanted: list[tuple[str, Callable[[], bytes]]] = []
-    if json_path:
-        wanted.append((json_path, lambda: (json.dumps(record, indent=2) + "\n").encode()))
-    if plot_path:
-        draw = functools.partial(plot.learning_curve, levels=levels, label=job.curve)
-        wanted.append((plot_path, lambda: draw(plot_path, curve)))
+
+    def figures():
+        return (json.dumps(record, indent=2) + "\n").encode()
+
+    def picture():
+        levels = {"held-out": record["result"]["value"], job.baseline_name: job.baseline}
+        # An accuracy has no place on the axis of a loss.
+        levels = {} if job.curve else levels
+        curve = [loss * job.per_nat for loss in losses]
+        return learning_curve(args.plot, curve, levels=levels, label=job.curve or job.score)
+
     failures = 0
-    for path, content in wanted:
+    for path, content in ((args.json, figures), (args.plot, picture)):
         try:
-            files.write(path, content())
+            if path:
+                files.write(path, content())
         except InputError as error:
             failures += 1
             say(str(error))

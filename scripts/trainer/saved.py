@@ -1,4 +1,4 @@
-"""A network that was saved, put to use: text from it, and a file that JAX alone can run."""
+"""A network put to use: text from it, and a file of one that was saved that JAX alone can run."""
 
 import argparse
 import json
@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
+from jax import lax
 
 import jax_bptt as jb
-from trainer import checkpoint, files, network, report, resume, text
+from trainer import checkpoint, files, network, resume, text
 from trainer.errors import InputError, optional_module, require, say
-from trainer.sample import FIRST
-from trainer.sample import sample as draw
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Platforms of an exported network."""
+FIRST = np.zeros(1, np.int32)
+"""The prompt of a sample without one: the first of the alphabet, in most texts the line break."""
 
 
 class Trained(NamedTuple):
@@ -29,12 +31,8 @@ class Trained(NamedTuple):
 
 
 def load(folder: str) -> Trained:
-    """Return the network of the newest good checkpoint; a damaged one is a line on stderr.
-
-    Raises:
-      InputError: there is none.
-    """
-    found, damaged = checkpoint.newest(Path(folder).absolute(), lambda record: None)
+    """Return the network of the newest good checkpoint; a damaged one is a line on stderr."""
+    found, damaged = checkpoint.newest(Path(folder).absolute())
     if found is None:
         raise InputError(f"there is no checkpoint in {folder}: give the folder of a run")
     for error in damaged:
@@ -46,12 +44,39 @@ def load(folder: str) -> Trained:
     return Trained(sizes, layer, resume.parameters(found, like), found.record)
 
 
-def sample(args: argparse.Namespace) -> int:
-    """Print the prompt and what the network makes of it; return the exit status.
+def draw(
+    layer: jb.Layer,
+    params: Any,
+    prompt: np.ndarray,
+    key: jax.Array,
+    length: int,
+    temperature: float,
+) -> np.ndarray:
+    """Return `length` characters drawn one after another, each the input for the next.
 
-    Raises:
-      InputError: the network does not speak in characters, or not in those of the prompt.
+        x_t ~ softmax(y_t / temperature)
+
+    The `prompt`, [N] int32 with N > 0, is read first, from the initial state.
     """
+
+    def choose(key, logits):
+        return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+
+    def advance(carry, key):
+        state, x = carry
+        state, logits = layer.apply(params, x[None], state)
+        return (state, choose(key, logits[0])), x
+
+    @jax.jit
+    def run(prompt, keys):
+        state, logits = layer.apply(params, prompt, layer.initial_state(params, ()))
+        return lax.scan(advance, (state, choose(keys[0], logits[-1])), keys[1:])[1]
+
+    return np.asarray(run(jnp.asarray(prompt), jax.random.split(key, length + 1)))
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Print the prompt and what the network makes of it; return the exit status."""
     sizes, layer, params, record = load(args.checkpoint)
     alphabet = record["alphabet"]
     require(
@@ -67,10 +92,10 @@ def sample(args: argparse.Namespace) -> int:
         "leave them out",
     )
     ids = np.array([alphabet.index(c) for c in prompt], np.int32) if prompt else FIRST
-    options = {"length": args.length, "temperature": args.temperature}
     with jax.enable_x64(sizes.precision == "float64"):
-        drawn = draw(layer, params, ids, jax.random.key(args.seed), **options)
-    report.line(prompt + text.decode(alphabet, drawn))
+        key = jax.random.key(args.seed)
+        drawn = draw(layer, params, ids, key, args.length, args.temperature)
+    print(prompt + text.decode(alphabet, drawn))
     return 0
 
 
@@ -80,9 +105,6 @@ def export(args: argparse.Namespace) -> int:
     The function is `(state, xs) -> (state, ys)` over xs [T, B] or [T, B, I] for any T and B, with
     the parameters within. A state is a tuple of arrays [B, ...], so that who reads the file needs
     JAX and nothing else.
-
-    Raises:
-      InputError: a file cannot be written, or the extra is missing.
     """
     optional_module("flatbuffers", extra="export")
     beside = f"{args.output}.json"
@@ -111,5 +133,5 @@ def export(args: argparse.Namespace) -> int:
     }
     files.write(beside, (json.dumps(about, indent=2) + "\n").encode())
     files.write(args.output, bytes(content))
-    report.line(f"exported  step {record['step']} to {args.output} ({len(content):,} bytes)")
+    print(f"exported  step {record['step']} to {args.output} ({len(content):,} bytes)")
     return 0

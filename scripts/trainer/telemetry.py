@@ -6,8 +6,8 @@ lambda_t = dL/ds_t, over time and batch, the root mean square and how many are i
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from jax_bptt.cells.watched import LEAST, Seen
 from jax_bptt.training import loop
 from trainer import files
-from trainer.errors import InputError, optional_module, require, say
+from trainer.errors import InputError, optional_module, say
 
 EVERY = 10
 """Steps between two lines."""
@@ -25,17 +25,11 @@ NAME = "telemetry.jsonl"
 def try_out(folder: str) -> None:
     """Raise `InputError` for a folder that could not be written to, or if an extra is missing."""
     optional_module("tensorboardX", extra="telemetry")
-    path = Path(folder)
-    require(not path.exists() or path.is_dir(), f"cannot write {folder}: it is no folder")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}") from error
-    files.try_out(str(path / NAME))
+    files.make_folder(folder)
+    files.try_out(str(Path(folder, NAME)))
 
 
-def record(progress: loop.Progress) -> dict[str, Any]:
-    """Return what there is to say of a step."""
+def _line(progress: loop.Progress) -> dict[str, Any]:
     shown = progress.telemetry
     assert shown is not None  # the cells of such a run are watched
     return {
@@ -57,11 +51,7 @@ class Writer:
     """Writes lines and events; what cannot be written is said once, and training goes on."""
 
     def __init__(self, folder: str, step: int):
-        """Open a folder, for a run that goes on after so many steps.
-
-        Raises:
-          InputError: what is there cannot be read or written.
-        """
+        """Open a folder, for a run that goes on after so many steps."""
         self.failed = False
         self._path = Path(folder) / NAME
         try:
@@ -80,12 +70,7 @@ class Writer:
         """Return the writer."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close both files."""
         self._try(self._lines.close)
         self._try(self._events.close)
@@ -93,7 +78,7 @@ class Writer:
     def add(self, progress: loop.Progress) -> None:
         """Write a step, if it is one of those that are written."""
         if progress.step % EVERY == 0 and not self.failed:
-            self._try(lambda: self._write(record(progress)))
+            self._try(lambda: self._write(_line(progress)))
 
     def _write(self, found: dict[str, Any]) -> None:
         self._lines.write(json.dumps(found) + "\n")
@@ -107,7 +92,7 @@ class Writer:
             smallest = min(map(int, seen["decades"]), default=LEAST)
             add(f"adjoints{path}/smallest decade", smallest, step)
 
-    def _try(self, write: Any) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:

@@ -8,29 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.bars import track
-from trainer.errors import InputError, require
+from trainer.errors import InputError, require, track
 
 PASSAGES_PER_FILE = 40
 """Number of passages at least into which a file is cut; whole ones are held out."""
 LONGEST_PASSAGE = 20_000
 """Characters of a passage at most."""
-HELD_OUT = 1_000_000
-"""Characters held out at most: reading them takes a network seconds, and their mean is settled."""
+SHARE, HELD_OUT = 0.1, 1_000_000
+"""Share of the characters that is held out, and their number, at most: reading a million takes a
+network seconds, and their mean is settled."""
 
 
 class Corpus(NamedTuple):
-    """A text as numbers, split in two.
+    """A text as numbers, in the smallest unsigned integers that hold the alphabet."""
 
-    Attributes:
-      characters: the alphabet of the whole text, sorted; number k stands for `characters[k]`.
-      train: the training part, [N], in the smallest unsigned integers that hold the alphabet.
-      held_out: the part that is never trained on, [M], likewise.
-    """
-
-    characters: str
-    train: np.ndarray
-    held_out: np.ndarray
+    characters: str  # the alphabet of the whole text, sorted; k stands for `characters[k]`
+    train: np.ndarray  # [N]
+    held_out: np.ndarray  # [M], never trained on
 
 
 def reference_documents() -> list[str]:
@@ -38,9 +32,6 @@ def reference_documents() -> list[str]:
 
     Topics repeat one another: a fifth of the text is paragraphs that stood in an earlier topic.
     Only the first appearance is kept, so that no held-out paragraph was trained on.
-
-    Raises:
-      InputError: this Python was built without the module `pydoc_data`.
     """
     try:
         from pydoc_data.topics import topics
@@ -62,65 +53,45 @@ def reference_documents() -> list[str]:
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """Return the user's files as documents, each cut into passages of equal length.
-
-    Raises:
-      InputError: a file cannot be read, or is not UTF-8 text.
-    """
+    """Return the user's files as documents, each cut into passages of equal length."""
     documents = []
     for path in track(paths, "reading"):
-        text = _read(path)
+        try:
+            content = Path(path).read_bytes()
+            require(b"\0" not in content, f"{path} is a binary file (it has NUL bytes), not text")
+            text = content.decode("utf-8").replace("\r\n", "\n")
+        except OSError as error:
+            raise InputError(f"cannot read the text {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
+            ) from error
         passages = max(PASSAGES_PER_FILE, len(text) // LONGEST_PASSAGE)
         cuts = [len(text) * k // passages for k in range(passages + 1)]
         documents += [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
     return documents
 
 
-def _read(path: str) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the text {path}: {error.strerror}") from error
-    require(b"\0" not in content, f"{path} is a binary file (it has NUL bytes), not UTF-8 text")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
-        ) from error
-    return text.replace("\r\n", "\n")
-
-
-def split(documents: Sequence[str], *, fraction: float = 0.1) -> Corpus:
+def split(documents: Sequence[str]) -> Corpus:
     """Hold out whole documents, spread over the text, and number the characters.
 
     A document is held out when that keeps the held-out share of all that has been read so far at
-    or below `fraction`, or less of a text so long that this would be more than `HELD_OUT`
-    characters. An alphabetical or chronological order then leans neither part to one
-    end, and no document is in both.
-
-    Args:
-      documents: the text in pieces, in order.
-      fraction: the largest share to hold out, of the characters.
-
-    Returns:
-      A `Corpus`, its two parts in the order of the text.
-
-    Raises:
-      InputError: one of the parts is empty.
+    or below `SHARE`, or less of a text so long that this would be more than `HELD_OUT` characters.
+    An alphabetical or chronological order then leans neither part to one end, and no document is in
+    both.
     """
-    fraction = min(fraction, HELD_OUT / max(sum(map(len, documents)), 1))
+    share = min(SHARE, HELD_OUT / max(sum(map(len, documents)), 1))
     train, held_out = [], []
     read = held = 0
     for document in documents:
         read += len(document)
-        if held + len(document) <= fraction * read:
+        if held + len(document) <= share * read:
             held += len(document)
             held_out.append(document)
         else:
             train.append(document)
     require(
-        bool(train) and sum(map(len, held_out)) > 1,
+        bool(train) and held > 1,
         f"the text is too short to hold a part of it out: {read} characters; give a longer one",
     )
     seen = np.zeros(sys.maxunicode + 1, bool)
@@ -153,20 +124,12 @@ def training_windows(
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """Return the function from w to window w, each of which continues the one before.
 
-    Lane b reads the text in a circle from position b N / B, so that window w of it covers
+    Lane b reads the text `ids` [N] in a circle from position b N / B, so that window w of it covers
 
         n = b N / B + w T, ..., b N / B + (w + 1) T - 1        (mod N)
 
     and the state a network has at the end of a window is the one to start the next from. A window
     is inputs [T, B] and targets [T, B], the character after each, int32.
-
-    Args:
-      ids: the text, [N].
-      length: T.
-      batch: B.
-
-    Raises:
-      InputError: the text has no T B + 1 characters, one window of the batch.
     """
     needed = length * batch + 1
     require(
@@ -187,16 +150,11 @@ def training_windows(
 def held_out_windows(
     ids: np.ndarray, length: int, batch: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return windows that predict every character of a text but the first exactly once.
+    """Return windows that predict every character of a text [M] but the first exactly once.
 
     The text is cut into B lanes that are read side by side; each starts from a fresh state. A
     window is inputs and targets, [T, B] int32, and whether a target counts, [T, B]: False where a
     lane is filled up beyond its end.
-
-    Args:
-      ids: the text, [M], at least two characters.
-      length: T.
-      batch: B.
     """
     targets = len(ids) - 1
     lane = -(-targets // batch)

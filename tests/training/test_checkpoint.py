@@ -22,17 +22,13 @@ def arrays_of(step):
     }
 
 
-def accept(record):
-    pass
-
-
 def write(folder, *steps):
     for step in steps:
         checkpoint.write(folder, {"step": step, "rate": 0.1 * step}, arrays_of(step))
 
 
 def check(folder, step, damaged=0):
-    saved, found = checkpoint.newest(folder, accept)
+    saved, found = checkpoint.newest(folder)
     assert saved is not None and len(found) == damaged
     assert saved.record["step"] == step and saved.record["rate"] == 0.1 * step
     wanted = arrays_of(step)
@@ -61,7 +57,7 @@ def folder(two, tmp_path):
 
 def test_the_newest_comes_back_and_two_are_kept(tmp_path):
     with checkpoint.opened(str(tmp_path / "new" / "folder")) as folder:
-        assert checkpoint.newest(folder, accept) == (None, [])
+        assert checkpoint.newest(folder) == (None, [])
         write(folder, 4, 9, 10)
         check(folder, 10)
         assert names(folder) == ["lock", "step-000000000009", "step-000000000010"]
@@ -111,7 +107,7 @@ def test_a_missing_folder_falls_back_and_nothing_good_is_refused(folder):
     with pytest.raises(
         InputError, match=r"no checkpoint in .* is good: .*05/run.json .*04/run.json"
     ):
-        checkpoint.newest(folder, accept)
+        checkpoint.newest(folder)
 
 
 def test_arrays_that_orbax_reads_otherwise_than_they_were_written_are_damage(folder, monkeypatch):
@@ -139,7 +135,7 @@ def test_another_format_is_refused_with_both(folder):
     record = json.loads(path.read_text())["record"] | {"format": 9, "versions": {"jax_bptt": "3"}}
     path.write_text(json.dumps({"record": record, "sha256": checkpoint._digest_of_record(record)}))
     with pytest.raises(InputError, match=r"has format 9.* reads format 1: .*'jax_bptt': '3'"):
-        checkpoint.newest(folder, accept)
+        checkpoint.newest(folder)
 
 
 @pytest.mark.parametrize("limit", [100, 2000, 300_000])

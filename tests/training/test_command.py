@@ -1,6 +1,7 @@
 """scripts/train.py from the outside: results, exit statuses, interrupts."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import train
-from trainer import check, interrupts, plot, session, telemetry
+from trainer import check, interrupts, report, session, telemetry
 from trainer.errors import InputError
 
 from jax_bptt.cells.watched import nothing_seen
@@ -143,7 +144,7 @@ def test_figures_are_written_before_pictures_and_one_does_not_take_the_other(
         assert (tmp_path / "r.json").exists()
         raise InputError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(plot, "learning_curve", undrawable)
+    monkeypatch.setattr(report, "learning_curve", undrawable)
     assert run([*argv, "--json", str(tmp_path / "r.json"), "--plot", str(picture)]) == 3
     assert json.loads((tmp_path / "r.json").read_text())["steps"] == 3
 
@@ -224,6 +225,11 @@ def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
     assert "trained" not in captured.out
 
 
+def test_an_error_that_is_no_number_fails_the_check():
+    assert report.passed({"a": 0.0, "b": 1e-6}, "float32")
+    assert not report.passed({"a": 0.0, "b": math.nan}, "float32")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -245,7 +251,6 @@ def test_a_failed_check_ends_with_status_1_before_training(monkeypatch, capsys):
         (["chars", "--learning-rate", "nan"], "--learning-rate: must be a finite number above 0"),
         (["chars", "--cell", "rnn"], "invalid choice: 'rnn'"),
         (["copy", "--algorithm", "magic"], "invalid choice: 'magic'"),
-        (["copy", "--algorithm", "autodiff", "--block-length", "3"], "--block-length has no"),
         (["chars", "--text", "no/such/file"], "cannot read the text no/such/file"),
         (["chars", "--text", sys.executable], "binary"),
         (["chars", "--window", "100000"], "too few for one window"),

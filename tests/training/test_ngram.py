@@ -12,13 +12,20 @@ def ids_of(text, alphabet):
     return np.array([alphabet.index(c) for c in text])
 
 
+def probabilities(model, contexts, ids):
+    """Return P(ids | contexts), contexts [N, n - 1]."""
+    digits = np.column_stack([contexts, ids])
+    powers = np.arange(digits.shape[1])[::-1]
+    return ngram.probabilities(model, digits @ (model.vocabulary_size + 1) ** powers)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_probabilities_sum_to_one_after_every_context(order):
     ids = np.random.default_rng(0).integers(0, 4, 60) % 3  # character 3 is never seen
     model = ngram.count(ids, vocabulary_size=4, order=order)
     for context in itertools.product(range(5), repeat=order - 1):
         contexts = np.tile(np.array(context, int), (4, 1))
-        p = ngram.probabilities(model, contexts, np.arange(4))
+        p = probabilities(model, contexts, np.arange(4))
         np.testing.assert_allclose(p.sum(), 1, rtol=RTOL)
         assert (p > 0).all()
 
@@ -28,7 +35,7 @@ def test_a_case_counted_by_hand():
     # D_2 = 1 / (1 + 2 * 3) = 1/7. Continuations: a after {b}, b after {a}, one each, so n1 = 2,
     # n2 = 0, D_1 = 3 / (3 + 2) = 3/5, and P_1(a) = (1 - 3/5) / 2 + 3/5 * 2 / 2 * 1/3 = 2/5.
     model = ngram.count(ids_of("ababa", "abc"), vocabulary_size=3, order=2)
-    p = ngram.probabilities(model, np.array([[0], [0], [0], [2], [2]]), np.array([0, 1, 2, 0, 2]))
+    p = probabilities(model, np.array([[0], [0], [0], [2], [2]]), np.array([0, 1, 2, 0, 2]))
     unigram = np.array([2 / 5, 2 / 5, 1 / 5])
     after_a = np.array([0, 2 - 1 / 7, 0]) / 2 + 1 / 7 * 1 / 2 * unigram
     np.testing.assert_allclose(p, [*after_a, unigram[0], unigram[2]], rtol=RTOL)
@@ -39,7 +46,7 @@ def test_lower_orders_count_distinct_predecessors_as_kneser_and_ney_do():
     # more for c, the unigram must prefer c though b is the more frequent character.
     model = ngram.count(ids_of("abababacabc", "abcd"), vocabulary_size=4, order=2)
     unseen_context = np.full((2, 1), 3)
-    b, c = ngram.probabilities(model, unseen_context, np.array([1, 2]))
+    b, c = probabilities(model, unseen_context, np.array([1, 2]))
     assert c > b
 
 
@@ -49,7 +56,7 @@ def test_bits_per_character_is_the_mean_over_all_but_the_first():
     text = ids_of("cabd", "abcd")
     # 4 is no character: what stands before the text begins.
     contexts = np.array([[4, 2], [2, 0], [0, 1]])
-    expected = -np.log2(ngram.probabilities(model, contexts, text[1:])).mean()
+    expected = -np.log2(probabilities(model, contexts, text[1:])).mean()
     np.testing.assert_allclose(ngram.bits_per_character(model, text), expected, rtol=RTOL)
 
 
