@@ -1,7 +1,6 @@
 """Networks to look at: trained here or by train.py, each with its run, its loss and its report."""
 
 import argparse
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +39,10 @@ class Look(NamedTuple):
 
 def job_of(args: argparse.Namespace, cell: str) -> jobs.Job:
     """Return the task with a network of one cell."""
-    cells = functools.partial(network.Network, cell, args.hidden, 1, "float32")
-    if args.task == "adding":
-        return jobs.adding(cells, args.batch, length=args.length, seed=args.seed)
-    # Three symbols, and as long a delay as the length leaves.
-    delay = max(args.length - 6, 1)
-    return jobs.copy(cells, args.batch, delay=delay, symbols=3, seed=args.seed)
+    # Of copy: three symbols, and as long a delay as the length leaves.
+    told = {"job": args.task, "cell": cell, "layers": 1, "precision": "float32"}
+    told |= {"symbols": 3, "delay": max(args.length - 6, 1)}
+    return jobs.job_of(argparse.Namespace(**vars(args), **told))
 
 
 def compared(args: argparse.Namespace) -> Iterator[Look]:

@@ -15,12 +15,10 @@ WORDS = {
 
 
 class Signals(NamedTuple):
-    """The signals that a run has heard.
+    """The signals that a run has heard: SIGTERM or else SIGINT if it came, None if neither did.
 
-    Attributes:
-      heard: returns SIGTERM or else SIGINT if it came, None if neither did.
-      deferring: returns a context in which SIGTERM waits, to be asked for; elsewhere it ends the
-        process at once, for there is nothing to save.
+    While it is `deferring`, SIGTERM waits to be asked for; elsewhere it ends the process at once,
+    for there is nothing to save.
     """
 
     heard: Callable[[], signal.Signals | None]

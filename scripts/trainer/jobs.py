@@ -3,7 +3,7 @@
 import argparse
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +21,6 @@ WINDOW, LANE = 4096, 2048
 fresh state: as many, or fewer where the batch has more lanes."""
 TRAINING, MEASURING = 0, 1
 """Seeds, beside the run's own, of two independent streams of drawn batches."""
-
-Cells = Callable[..., Network]
-"""`(input_size, output_size, vocabulary_size=None) -> network`, of cells chosen already."""
 
 
 class Job(NamedTuple):
@@ -48,36 +45,29 @@ class Job(NamedTuple):
 
 def job_of(args: argparse.Namespace) -> Job:
     """Return the job that the arguments name."""
-    cells = functools.partial(Network, args.cell, args.hidden, args.layers, args.precision)
-    if args.job == "adding":
-        return adding(cells, args.batch, length=args.length, seed=args.seed)
-    if args.job == "copy":
-        return copy(cells, args.batch, delay=args.delay, symbols=args.symbols, seed=args.seed)
-    if args.job == "digits":
-        return digits(cells, args.batch, by_row=not args.pixels, seed=args.seed)
-    documents = text.read_documents(args.text) if args.text else text.reference_documents()
-    sizes = {"embedding": args.embedding, "length": args.window, "order": args.order}
-    return chars(cells, args.batch, documents, **sizes)
+    return {"chars": chars, "adding": adding, "copy": copy, "digits": digits}[args.job](args)
 
 
-def chars(
-    cells: Cells,
-    batch: int,
-    documents: Sequence[str],
-    *,
-    embedding: int,
-    length: int,
-    order: int,
-) -> Job:
+def _network(
+    args: argparse.Namespace, steps: int, reads: int, writes: int, vocabulary: int | None = None
+) -> Network:
+    """Return the network of these sizes if memory can hold it and a batch of so many steps."""
+    cells = args.cell, args.hidden, args.layers, args.precision
+    network = Network(*cells, reads, writes, vocabulary)
+    require_memory(network, steps, args.batch)
+    return network
+
+
+def chars(args: argparse.Namespace) -> Job:
     """Return the language model of characters, which reads B places of the text side by side."""
+    documents = text.read_documents(args.text) if args.text else text.reference_documents()
     corpus = text.split(documents)
-    batches = text.training_windows(corpus.train, length, batch)
-    vocabulary_size = len(corpus.characters)
-    network = cells(embedding, vocabulary_size, vocabulary_size)
-    require_memory(network, length, batch)
-    counted = ngram.count(corpus.train, vocabulary_size=vocabulary_size, order=order)
+    batches = text.training_windows(corpus.train, args.window, args.batch)
+    size = len(corpus.characters)
+    network = _network(args, args.window, args.embedding, size, size)
+    counted = ngram.count(corpus.train, vocabulary_size=size, order=args.order)
     # A state that is carried much further than training has carried any may drift.
-    lanes = max(batch, len(corpus.held_out) // LANE)
+    lanes = max(args.batch, len(corpus.held_out) // LANE)
     steps = min(max(WINDOW // lanes, 1), -(-(len(corpus.held_out) - 1) // lanes))
     held_out = text.held_out_windows(corpus.held_out, steps, lanes)
 
@@ -87,15 +77,15 @@ def chars(
 
     return Job(
         summary=f"{len(corpus.train):,} characters to train on, {len(corpus.held_out):,} held out, "
-        f"an alphabet of {vocabulary_size}",
+        f"an alphabet of {size}",
         network=network,
         loss=functools.partial(losses.carried, score=losses.cross_entropy),
         batches=batches,
-        units_per_step=length * batch,
+        units_per_step=args.window * args.batch,
         score="bits per character",
         evaluate=measure,
         baseline=ngram.bits_per_character(counted, corpus.held_out),
-        baseline_name=f"back-off n-gram of order {order} (interpolated Kneser-Ney)",
+        baseline_name=f"back-off n-gram of order {args.order} (interpolated Kneser-Ney)",
         unit="characters",
         per_nat=1 / math.log(2),
         alphabet=corpus.characters,
@@ -103,65 +93,61 @@ def chars(
     )
 
 
-def adding(cells: Cells, batch: int, *, length: int, seed: int) -> Job:
+def adding(args: argparse.Namespace) -> Job:
     """Return the adding problem: the sum of the two marked numbers in a sequence of T."""
-    network = cells(2, 1)
-    require_memory(network, length, batch)
-    draw = functools.partial(tasks.adding, length=length, batch=batch)
+    network = _network(args, args.length, 2, 1)
+    draw = functools.partial(tasks.adding, length=args.length, batch=args.batch)
     with user_input():
         draw(np.random.default_rng(0))
     return Job(
-        summary=f"the sum of two marked numbers among {length}",
+        summary=f"the sum of two marked numbers among {args.length}",
         network=network,
-        units_per_step=batch,
+        units_per_step=args.batch,
         score="mean squared error",
         baseline=tasks.ADDING_BASELINE,
         baseline_name="no memory (1/6)",
-        **_drawn(draw, seed, losses.last_squared_error),
+        **_drawn(draw, args.seed, losses.last_squared_error),
     )
 
 
-def copy(cells: Cells, batch: int, *, delay: int, symbols: int, seed: int) -> Job:
+def copy(args: argparse.Namespace) -> Job:
     """Return the copy task: M symbols of eight, to be written down D steps later."""
-    network = cells(tasks.TOKENS, tasks.TOKENS, tasks.TOKENS)
-    require_memory(network, delay + 2 * symbols, batch)
-    draw = functools.partial(tasks.copy, delay=delay, symbols=symbols, batch=batch)
+    delay, symbols, steps = args.delay, args.symbols, args.delay + 2 * args.symbols
+    draw = functools.partial(tasks.copy, delay=delay, symbols=symbols, batch=args.batch)
     return Job(
         summary=f"{symbols} symbols to be repeated after {delay} steps",
-        network=network,
-        units_per_step=batch,
+        network=_network(args, steps, tasks.TOKENS, tasks.TOKENS, tasks.TOKENS),
+        units_per_step=args.batch,
         score="cross-entropy in nats a step",
         baseline=tasks.copy_baseline(delay=delay, symbols=symbols),
-        baseline_name=f"no memory ({symbols} ln 8 / {delay + 2 * symbols})",
-        **_drawn(draw, seed, losses.cross_entropy),
+        baseline_name=f"no memory ({symbols} ln 8 / {steps})",
+        **_drawn(draw, args.seed, losses.cross_entropy),
     )
 
 
-def digits(cells: Cells, batch: int, *, by_row: bool, seed: int) -> Job:
+def digits(args: argparse.Namespace) -> Job:
     """Return the classification of handwritten digits read row by row or pixel by pixel."""
     with user_input():
-        xs, targets, held_out_xs, held_out_targets = tasks.digits(seed, by_row=by_row)
-        batches = tasks.minibatches(xs, targets, seed, batch=batch)
-    network = cells(xs.shape[-1], 10)
-    require_memory(network, len(xs), batch)
-    share = np.bincount(held_out_targets).max() / len(held_out_targets)
+        xs, targets, held_out_xs, held_out_targets = tasks.digits(args.seed, by_row=not args.pixels)
+        batches = tasks.minibatches(xs, targets, args.seed, batch=args.batch)
+    counts = np.bincount(held_out_targets)
 
     def accuracy(logits, targets):
         return evaluate.accuracy(logits[-1], targets)
 
     def measure(layer, params):
-        return evaluate.mean_score(layer, params, [(held_out_xs, held_out_targets)], accuracy)
+        held_out = [(held_out_xs, held_out_targets)]
+        return evaluate.mean_score(layer, params, held_out, accuracy)
 
     return Job(
-        summary=f"{len(targets)} images to train on, {len(held_out_targets)} held out, "
-        f"{len(xs)} steps each",
-        network=network,
+        summary=f"{len(targets)} images to train on, {counts.sum()} held out, {len(xs)} steps each",
+        network=_network(args, len(xs), xs.shape[-1], 10),
         loss=functools.partial(losses.fresh, score=losses.last_cross_entropy),
         batches=batches,
-        units_per_step=batch,
+        units_per_step=args.batch,
         score="accuracy",
         evaluate=measure,
-        baseline=float(share),
+        baseline=float(counts.max() / counts.sum()),
         baseline_name="always the commonest digit",
         curve="cross-entropy in nats",
         unit="images",

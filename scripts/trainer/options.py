@@ -42,8 +42,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "chars|adding|copy|digits|sample|export"
-    commands = top.add_subparsers(dest="job", required=True, metavar=names)
+    commands = top.add_subparsers(dest="job", required=True)
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, description=about, epilog=EXIT_STATUS)

@@ -15,8 +15,6 @@ import jax_bptt as jb
 from trainer import checkpoint, files, network, resume, text
 from trainer.errors import InputError, optional_module, require, say
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-"""Platforms of an exported network."""
 FIRST = np.zeros(1, np.int32)
 """The prompt of a sample without one: the first of the alphabet, in most texts the line break."""
 
@@ -125,7 +123,7 @@ def export(args: argparse.Namespace) -> int:
             last, ys = layer.apply(params, xs, jax.tree.unflatten(structure, state))
             return tuple(jax.tree.leaves(last)), ys
 
-        content = jax_export.export(run, platforms=PLATFORMS)(start, xs).serialize()
+        content = jax_export.export(run, platforms=("cpu", "cuda", "tpu"))(start, xs).serialize()
     about = {
         "state": [[str(a.dtype), ["batch", *a.shape[1:]]] for a in leaves],
         "inputs": [str(xs.dtype), ["steps", "batch", *features]],

@@ -15,7 +15,7 @@ class Enduring:
     def __init__(self, stream: TextIO | None, on_loss: Callable[[str], None]):
         """Wrap a stream, None for a closed one; `on_loss` is told the reason when it is lost."""
         self.lost = False
-        self._stream: Any = stream
+        self._stream = stream or open(os.devnull, "w")
         self._on_loss = on_loss
         if stream is None:
             self._lose("it is closed")
@@ -30,13 +30,6 @@ class Enduring:
                 self._lose(getattr(error, "strerror", None) or str(error))
         return len(text)
 
-    def flush(self) -> None:
-        """Do nothing: `write` has flushed."""
-
-    def isatty(self) -> bool:
-        """Return whether a person may be looking."""
-        return not self.lost and self._stream.isatty()
-
     def __getattr__(self, name: str) -> Any:
         """Return what the stream has."""
         return getattr(self._stream, name)
@@ -45,9 +38,8 @@ class Enduring:
         self.lost = True
         # Its buffer is written once more when the interpreter ends: let that go nowhere.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._stream.fileno())
         self._on_loss(reason)
 
 
@@ -69,11 +61,8 @@ def enduring() -> Iterator[Callable[[], bool]]:
         # As Python's own stderr does: a letter that the encoding has not is written as \\xe9.
         before[0].reconfigure(errors="backslashreplace")
     sys.stderr = Enduring(before[1], lambda reason: None)
-    out = Enduring(
-        before[0],
-        lambda reason: say(f"stdout cannot be written ({reason}): going on without it"),
-    )
-    sys.stdout = out
+    lost = "stdout cannot be written ({}): going on without it"
+    sys.stdout = out = Enduring(before[0], lambda reason: say(lost.format(reason)))
     try:
         yield lambda: out.lost
     finally:

@@ -4,6 +4,7 @@ Every tenth step has a line: the loss, the norm of the gradient, and of each lay
 lambda_t = dL/ds_t, over time and batch, the root mean square and how many are in which decade.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def _adjoints(seen: Seen) -> dict[str, Any]:
     return {"rms": math.sqrt(mean), "nonfinite": int(seen.nonfinite), "decades": found}
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager):
     """Writes lines and events; what cannot be written is said once, and training goes on."""
 
     def __init__(self, folder: str, step: int):
@@ -65,10 +66,6 @@ class Writer:
             raise InputError(f"cannot go on in {self._path}: {error}") from error
         module = optional_module("tensorboardX", extra="telemetry")
         self._events = module.SummaryWriter(logdir=folder, purge_step=step + 1)
-
-    def __enter__(self) -> "Writer":
-        """Return the writer."""
-        return self
 
     def __exit__(self, *error: object) -> None:
         """Close both files."""

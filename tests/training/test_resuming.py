@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 import train
-from trainer import checkpoint, saved
+from trainer import checkpoint, resume, saved
+from trainer.errors import InputError
 
 from jax_bptt.training import loop
 from tests.registry import slow_unless
@@ -242,3 +243,12 @@ def test_the_script_sees_a_difference(tmp_path):
             checkpoint.write(folder, {"step": 1}, {"w": np.full(3, ord(name))})
     digests = {check_resuming._digest(Path(tmp_path, name)) for name in "ab"}
     assert len(digests) == 2
+
+
+def test_arrays_of_another_network_are_refused():
+    arrays = {"params.w": np.ones(2), "memory.count": np.ones(()), "losses": np.ones(3)}
+    held = checkpoint.Saved({"versions": {"jax_bptt": "3"}}, arrays)
+    assert resume.parameters(held, {"w": np.zeros(2)})["w"] is arrays["params.w"]
+    for like in {"w": np.zeros(3)}, {"w": np.zeros(2, np.float32)}, {"v": np.zeros(2)}, {}:
+        with pytest.raises(InputError, match=r"other arrays were saved .* \(jax_bptt 3\)"):
+            resume.parameters(held, like)
