@@ -11,13 +11,12 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import environment, pictures
+from benchmarks import pages, pictures
 
 import jax_bptt as jb
 from jax_bptt.diagnostics import FixedPoints, Trajectory, fixed_points, trajectory
@@ -119,7 +118,7 @@ def parser() -> Parser:
     top.add_argument("--candidates", type=positive, default=1024, help="default 1024")
     top.add_argument("--seed", type=int, default=0, help="default 0")
     top.add_argument("--plot", type=output, metavar="FILE", help="draw the phase plane")
-    top.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    pages.add_option(top)
     top.add_argument("--smoke", action="store_true", help="a few updates and candidates, as a test")
     return top
 
@@ -127,20 +126,15 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, search and print; return the exit status."""
     args = parser().parse_args(argv)
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, "flip_flop")):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, "flip_flop")
     updates, count = (20, 32) if args.smoke else (args.updates, args.candidates)
     with jax.enable_x64(True):
         results, run, found = studied(args, updates, count)
-    print("\n\n".join(map(tables.text, results)))
+    pages.show(results, args.markdown, "flip_flop", argv)
     if args.plot is not None:
         from jax_bptt.diagnostics import plots
 
         pictures.save(plots.fixed_points(found, run).figure, args.plot)
-    if args.markdown is not None:
-        command = " ".join(["python scripts/flip_flop.py", *(argv or sys.argv[1:])])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        tables.write_markdown(args.markdown, "flip_flop", results, caption)
     return 0
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmarks import environment, pictures
+from benchmarks import pages, pictures
 from jax import Array
 
 import jax_bptt as jb
@@ -226,7 +226,7 @@ def parser() -> Parser:
     top = Parser(prog="flossing", description=__doc__)
     top.add_argument("task", choices=sorted(CASES))
     top.add_argument("--smoke", action="store_true", help="a few updates of a small network")
-    top.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    pages.add_option(top)
     top.add_argument("--plot", type=Path, metavar="FILE")
     return top
 
@@ -235,18 +235,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a task and print it; return the exit status."""
     args = parser().parse_args(argv)
     mode = f"flossing {args.task}"
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, mode)):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, mode)
     case = Case(6, 2, 12, 2, 3, 20, 1e-2) if args.smoke else CASES[args.task]
     found = {kind: tried(args.task, case, kind) for kind in NAMES}
-    result = table(args.task, case, found)
-    print(tables.text(result))
+    pages.show([table(args.task, case, found)], args.markdown, mode, argv)
     if args.plot is not None:
         draw(args.task, case, found, args.plot)
-    if args.markdown is not None:
-        command = " ".join(["python scripts/flossing.py", *(argv or sys.argv[1:])])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        tables.write_markdown(args.markdown, mode, [result], caption)
     return 0
 
 

@@ -10,35 +10,28 @@ GradBench runs a tool on one core unless it is told otherwise, and so does this.
 
 import argparse
 import functools
+import itertools
 import math
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from benchmarks import environment
+from benchmarks import pages
 from gradbench_lstm import driver, instances, models, protocol
 from gradbench_lstm.instances import InputError
-from gradbench_lstm.pipe import ToolError
 
 from jax_bptt.testing import tables
-from jax_bptt.testing.arguments import Parser, names
+from jax_bptt.testing.arguments import Parser, names, positive
 
 TOOLS = tuple(driver.candidates(0))
 
 
 def sizes(text: str) -> list[int]:
     """Read positive integers with commas between."""
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of positive integers such as 2,4")
-    return values
+    return [positive(part) for part in text.split(",")]
 
 
 def seconds(text: str) -> float:
@@ -52,7 +45,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the command line's parser."""
     parser = Parser(prog="gradbench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -69,11 +62,11 @@ def make_parser() -> argparse.ArgumentParser:
     drive.add_argument(
         "--results", type=Path, help="JSON file of sizes; those in it are not measured again"
     )
-    drive.add_argument("--markdown", type=Path, help="file between whose markers tables go")
+    pages.add_option(drive)
     write = commands.add_parser("write", help="write an input in ADBench's format")
     write.add_argument("file", type=Path)
-    write.add_argument("--layers", type=int, default=2)
-    write.add_argument("--chars", type=int, default=1024)
+    write.add_argument("--layers", type=positive, default=2)
+    write.add_argument("--chars", type=positive, default=1024)
     write.add_argument("--seed", type=int, default=0)
     write.add_argument("--rows", action="store_true", help="the sequence as rows of bits, not text")
     return parser
@@ -85,48 +78,34 @@ def serve(args: Any) -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     jax.config.update("jax_enable_x64", True)
     tool = protocol.Tool(args.model, functools.partial(models.load, args.model))
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
+    write = functools.partial(print, end="", flush=True)
     protocol.serve(tool, sys.stdin.buffer, write)
     return 0
 
 
 def drive(args: Any) -> int:
     """Measure, print and write the tables."""
-    if args.markdown and (problem := tables.unwritable(args.markdown, "gradbench")):
-        raise InputError(problem)
-    known = driver.merged(args.results, [])
+    pages.check(make_parser(), args.markdown, "gradbench")
+    rows = driver.merged(args.results, [])
     if args.files:
         inputs = [instances.read(path) for path in args.files]
     else:
-        done = [(row["l"], row["c"]) for row in known]
-        shapes = [(layers, count) for layers in args.layers for count in args.chars]
-        inputs = [instances.generate(*s, args.seed)[0] for s in shapes if s not in done]
-    rows = known
+        done = [(row["l"], row["c"]) for row in rows]
+        shapes = [size for size in itertools.product(args.layers, args.chars) if size not in done]
+        inputs = [instances.generate(*shape, args.seed)[0] for shape in shapes]
     for instance in inputs:
         row = driver.measure(instance, args.tools, args.seconds)
-        rows = driver.merged(args.results, [row]) if args.results else [*rows, row]
+        rows = driver.merged(args.results, [*rows, row])
         print(tables.text(driver.here([row])), flush=True)
     failures = [text for row in rows for text in driver.wrong(row)]
-    found = driver.tables(rows)
-    print("\n" + "\n\n".join(map(tables.text, found)))
-    if args.markdown:
-        where = environment.sentence(environment.describe(1))
-        command = "python scripts/gradbench.py " + shlex.join(args.argv)
-        tables.write_markdown(args.markdown, "gradbench", found, f"{where}  \n`{command}`")
+    print()
+    pages.show(driver.tables(rows), args.markdown, "gradbench", args.argv)
     print("\n".join(failures), end="\n" * bool(failures), file=sys.stderr)
     return 1 if failures else 0
 
 
 def write(args: Any) -> int:
     """Write a generated input."""
-    if args.layers < 1 or args.chars < 2:
-        raise InputError(
-            f"layers must be 1 or more and chars 2 or more, got {args.layers}, {args.chars}"
-        )
     instance, text = instances.generate(args.layers, args.chars, args.seed)
     try:
         instances.write(args.file, instance, None if args.rows else text)
@@ -147,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"gradbench: {error}", file=sys.stderr)
         return 2
-    except ToolError as error:
+    except driver.ToolError as error:
         print(f"gradbench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import environment, pictures
+from benchmarks import pages, pictures
 
 import jax_bptt as jb
 from jax_bptt.testing import tables
@@ -34,8 +34,6 @@ METHODS = {
     "damped": dict(damping=0.2),
     "diagonal, trust region": dict(jacobian="diagonal", trust_region=1.0),
 }
-MODE = "newton"
-"""The name of the markers in a Markdown file."""
 
 
 class Point(NamedTuple):
@@ -112,7 +110,7 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     found = Parser(prog="newton", description=__doc__)
     found.add_argument("--steps", type=positive, default=STEPS, help=f"T, default {STEPS}")
-    found.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    pages.add_option(found)
     found.add_argument("--plot", type=Path, metavar="FILE")
     found.add_argument("--smoke", action="store_true", help="two gains, two methods")
     return found
@@ -121,19 +119,13 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all gains, print the table; return the exit status."""
     args = parser().parse_args(argv)
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, MODE)):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, "newton")
     gains, methods = (GAINS[::8], list(METHODS)[:2]) if args.smoke else (GAINS, list(METHODS))
     with jax.enable_x64(True):
         points = [measure(gain, methods, args.steps) for gain in gains]
-    results = table(points, args.steps)
-    print(tables.text(results))
+    pages.show([table(points, args.steps)], args.markdown, "newton", argv)
     if args.plot is not None:
         draw(points, args.steps, args.plot)
-    if args.markdown is not None:
-        command = " ".join(["python scripts/newton.py", *(sys.argv[1:] if argv is None else argv)])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        tables.write_markdown(args.markdown, MODE, [results], caption)
     return 0
 
 

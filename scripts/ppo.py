@@ -10,21 +10,17 @@ their times compare.
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from benchmarks import environment
+from benchmarks import pages
 from benchmarks.progress import progress
 from recurrent_ppo import memory_task as task
 from recurrent_ppo import network, ppo
 
 from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, positive
-
-MODE = "ppo"
-"""The name of the markers in a Markdown file."""
 
 TEST_STEPS = 256
 
@@ -52,7 +48,7 @@ def parser() -> Parser:
         ("hidden", 64, "units"),
     ):
         found.add_argument(f"--{name}", type=positive, default=default, help=f"{about}, {default}")
-    found.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    pages.add_option(found)
     return found
 
 
@@ -137,20 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.envs % ppo.MINIBATCHES:
         parser().error(f"--envs {args.envs} is not a multiple of {ppo.MINIBATCHES}")
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, MODE)):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, "ppo")
     layers = network.LAYERS if args.layer == "both" else (args.layer,)
     sizes = ppo.Sizes(args.envs, args.steps, args.hidden)
-    described = environment.describe(1)
     runs = train(layers, args.seeds, sizes, args.updates, args.turn)
-    found = [curves(runs, args.turn), results(runs)]
-    for table in found:
-        print("\n" + tables.text(table))
-    if args.markdown is not None:
-        given = sys.argv[1:] if argv is None else argv
-        command = " ".join(["python scripts/ppo.py", *given])
-        caption = f"{environment.sentence(described)}  \n`{command}`"
-        tables.write_markdown(args.markdown, MODE, found, caption)
+    pages.show([curves(runs, args.turn), results(runs)], args.markdown, "ppo", argv)
     return 0 if all(run.final == task.OPTIMUM for run in runs) else 1
 
 

@@ -16,16 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import environment, roster
+from benchmarks import pages, roster
 from benchmarks.progress import progress
 
 from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, names, positive
 
 PROGRAMS = Path(__file__).parent / "swaps"
-MODE = "swap"
-"""The name of the markers in a Markdown file."""
-
 IMPORT = ("\nimport optax\n", "\nimport jax_bptt as jb\nimport optax\n")
 SWAPS = {
     "nnx": [
@@ -185,15 +182,14 @@ def parser() -> Parser:
     )
     for name, default in (("updates", 200), ("batch", 32), ("steps", 100), ("hidden", 128)):
         found.add_argument(f"--{name}", type=positive, default=default, help=f"default {default}")
-    found.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+    pages.add_option(found)
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all variants and print them; return the exit status."""
     args = parser().parse_args(argv)
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, MODE)):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, "swap")
     for reason in roster.absent([PEERS[library] for library in args.libraries]).values():
         parser().error(reason)
     sizes = Sizes(args.updates, args.batch, args.steps, args.hidden)
@@ -205,13 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found[library] = lines_changed(lines), theirs, ours
         blocks.append("\n".join([f"{library}:", "", "```diff", *lines, "```"]))
         print("\n".join([library, *lines, ""]), flush=True)
-    results = table(found, args.updates)
-    print(tables.text(results))
-    if args.markdown is not None:
-        command = " ".join(["python scripts/swap.py", *(sys.argv[1:] if argv is None else argv)])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        caption = "\n\n".join([caption, *blocks])
-        tables.write_markdown(args.markdown, MODE, [results], caption)
+    pages.show([table(found, args.updates)], args.markdown, "swap", argv, *blocks)
     return 0
 
 

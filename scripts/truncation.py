@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmarks import environment, pictures
+from benchmarks import pages, pictures
 
 import jax_bptt as jb
 from jax_bptt.testing import tables
@@ -214,7 +214,7 @@ def parser() -> Parser:
     for name, updates in (("balance", UPDATES), ("copy", 600)):
         sub = modes.add_parser(name, prog=f"truncation {name}")
         sub.add_argument("--updates", type=positive, default=updates, help=f"default {updates}")
-        sub.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
+        pages.add_option(sub)
         if name == "balance":
             sub.add_argument(
                 "--windows", type=positive, default=100, help="K to go to, default 100"
@@ -227,8 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a case and print it; return the exit status."""
     args = parser().parse_args(argv)
     mode = f"truncation {args.mode}"
-    if args.markdown is not None and (reason := tables.unwritable(args.markdown, mode)):
-        parser().error(reason)
+    pages.check(parser(), args.markdown, mode)
     if args.mode == "balance":
         with jax.enable_x64(True):
             results, found = balance(args.updates, range(1, args.windows + 1))
@@ -236,11 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw(found, args.plot)
     else:
         results = [copied(args.updates)]
-    print("\n\n".join(map(tables.text, results)))
-    if args.markdown is not None:
-        command = " ".join(["python scripts/truncation.py", *(argv or sys.argv[1:])])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        tables.write_markdown(args.markdown, mode, results, caption)
+    pages.show(results, args.markdown, mode, argv)
     return 0
 
 

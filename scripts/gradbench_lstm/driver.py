@@ -8,9 +8,11 @@ import contextlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +20,9 @@ from gradbench_lstm import published
 from gradbench_lstm.forward_mode import loss_and_gradient
 from gradbench_lstm.instances import InputError, Instance
 from gradbench_lstm.models import FORMS
-from gradbench_lstm.pipe import PipedTool
 from jax_bptt.testing.tables import Table
 
+SCRIPT = Path(__file__).parents[1] / "gradbench.py"
 LIMIT = 1e-10
 FUNCTIONS = ("objective", "jacobian")
 OWN = "jax_bptt"
@@ -30,31 +32,66 @@ CROWDED = 1024
 """Characters up to which PyTorch is tried with all cores too."""
 
 
-class Candidate(NamedTuple):
-    """A way to run a tool: what the table calls it, and the arguments of `serve`."""
-
-    label: str
-    arguments: tuple[str, ...]
+class ToolError(Exception):
+    """A tool that failed; the message is one line."""
 
 
-def candidates(count: int) -> dict[str, list[Candidate]]:
-    """Return the tools, and of each the ways of which the fastest counts, at c = `count`."""
-    torch = [Candidate("one core", ("--model", "torch"))]
+@contextlib.contextmanager
+def piped(arguments: Sequence[str]) -> Iterator[Callable[[str, Any], tuple[Any, list[float]]]]:
+    """Run `gradbench.py serve`, talk to it through two pipes as GradBench does, and end it.
+
+    Yields:
+      `(function, fields) -> (output, milliseconds of each run)`.
+
+    Raises:
+      ToolError: the tool ended, or reported an error.
+    """
+    command = [sys.executable, str(SCRIPT), "serve", *arguments]
+    process: Any = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    ids = itertools.count()
+
+    def ask(**message):
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"id": next(ids)} | message), file=process.stdin, flush=True)
+            line = process.stdout.readline()
+        if not line:
+            raise ToolError(f"the tool ended with status {process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ToolError(answer["error"])
+        return answer
+
+    def evaluate(function, fields):
+        answer = ask(kind="evaluate", module="lstm", function=function, input=fields)
+        timings = answer["timings"]
+        times = [t["nanoseconds"] / 1e6 for t in timings if t["name"] == "evaluate"]
+        return answer["output"], times
+
+    try:
+        ask(kind="start", eval="lstm")
+        ask(kind="define", module="lstm")
+        yield evaluate
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def candidates(count: int) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return of each tool the ways of which the fastest counts, at c = `count`.
+
+    A way is the arguments of `serve`, by what the table calls it.
+    """
+    torch: dict[str, tuple[str, ...]] = {"one core": ("--model", "torch")}
     if count <= CROWDED:
-        torch.append(Candidate("all cores", ("--model", "torch", "--multithreaded")))
+        torch["all cores"] = ("--model", "torch", "--multithreaded")
     return {
-        OWN: [Candidate("", ("--model", OWN))],
-        "jax": [Candidate(name.removeprefix("jax-"), ("--model", name)) for name in FORMS],
+        OWN: {"": ("--model", OWN)},
+        "jax": {name.removeprefix("jax-"): ("--model", name) for name in FORMS},
         "torch": torch,
     }
-
-
-class Way(NamedTuple):
-    """A candidate at work."""
-
-    tool: str
-    label: str
-    piped: PipedTool
 
 
 def measure(instance: Instance, tools: Iterable[str], seconds: float) -> dict[str, Any]:
@@ -79,17 +116,17 @@ def measure(instance: Instance, tools: Iterable[str], seconds: float) -> dict[st
     every = candidates(count)
     found: dict[str, Any] = {tool: {name: {} for name in FUNCTIONS} for tool in tools}
     with contextlib.ExitStack() as stack:
-        ways = [
-            Way(tool, candidate.label, stack.enter_context(PipedTool(candidate.arguments)))
+        ways = {
+            (tool, label): stack.enter_context(piped(arguments))
             for tool in found
-            for candidate in every[tool]
-        ]
-        for turn, name, way in itertools.product(range(ROUNDS), FUNCTIONS, ways):
-            of_tool = found[way.tool][name]
-            if turn and _hopeless(of_tool, way.label, 1e3 * seconds):
+            for label, arguments in every[tool].items()
+        }
+        for turn, name, (tool, label) in itertools.product(range(ROUNDS), FUNCTIONS, ways):
+            of_tool = found[tool][name]
+            if turn and _hopeless(of_tool, label, 1e3 * seconds):
                 continue
-            output, times, _ = way.piped.evaluate(name, fields)
-            medians, errors = of_tool.setdefault(way.label, ([], []))
+            output, times = ways[tool, label](name, fields)
+            medians, errors = of_tool.setdefault(label, ([], []))
             medians.append(statistics.median(times))
             errors.append(relative_error(np.array(output), expected[name]))
     fastest = {
@@ -136,7 +173,7 @@ def wrong(row: dict[str, Any]) -> list[str]:
 
 
 def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows and those of other sizes in a file of results, which is then written anew.
+    """Return rows and those of other sizes in the file of results, if any, and write it anew.
 
     Raises:
       InputError: the file cannot be read or written.

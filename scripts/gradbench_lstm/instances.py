@@ -6,7 +6,6 @@ or in older files c rows of b numbers.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,19 +135,13 @@ def _rows(name: str, lines: list[str], shape: tuple[int, int]) -> np.ndarray:
 
 
 def write(path: Path, instance: Instance, text: str | None = None) -> None:
-    """Write a file of ADBench, with the sequence as rows of numbers, or as the text it encodes."""
-    path.write_text("".join(_lines(instance, text)), encoding="utf-8")
-
-
-def _lines(instance: Instance, text: str | None) -> Iterator[str]:
-    yield " ".join(map(str, instance.sizes)) + "\n\n"
+    """Write a file of ADBench, with the sequence as rows of bits, or as the text it encodes."""
+    lines = [" ".join(map(str, instance.sizes)), ""]
     for array in instance[:3]:
-        yield "".join(" ".join(map(repr, row)) + "\n" for row in array.tolist()) + "\n"
-    if text is not None:
-        yield text + "\n"
-    else:
-        for row in instance.sequence.tolist():
-            yield " ".join(f"{v:g}" if v in (0, 1) else repr(v) for v in row) + "\n"
+        lines += [" ".join(map(repr, row)) for row in array.tolist()] + [""]
+    rows = [" ".join(f"{bit:g}" for bit in row) for row in instance.sequence.tolist()]
+    lines += rows if text is None else [text]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def encode(text: str, bits: int) -> np.ndarray:
@@ -169,15 +162,10 @@ def bits_of(text: str) -> int:
 
 
 def generate(layers: int, count: int, seed: int = 0) -> tuple[Instance, str]:
-    """Draw an instance and the text it encodes: b = 14, as of GradBench's own text.
+    """Draw an instance, and the text of c = `count` characters it encodes.
 
     Parameters and state are uniform on [0, 1). The text is of random words; its apostrophe is
-    U+2019, which is what makes for 14 bits.
-
-    Args:
-      layers: l.
-      count: c, the number of characters.
-      seed: of all that is drawn.
+    U+2019, which makes for b = 14 bits, as GradBench's own text has them.
     """
     rng = np.random.default_rng(seed)
     weights = 1 / np.arange(2, 2 + len(LETTERS))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gradbench_lstm.instances import InputError, Instance, from_json
@@ -27,12 +28,12 @@ class Model(NamedTuple):
 
     Attributes:
       place: `instance -> arguments`, ahead of the timed runs.
-      functions: `objective` and `jacobian` of the arguments, which return when the result is there.
+      functions: `objective` and `jacobian` of the arguments.
       compiles: whether the first call with arrays of a shape compiles.
     """
 
-    place: Callable[[Instance], Any]
-    functions: Mapping[str, Callable[[Any], Any]]
+    place: Callable[[Instance], Iterable[Any]]
+    functions: Mapping[str, Callable[..., Any]]
     compiles: bool
 
 
@@ -54,10 +55,8 @@ def answer(tool: Tool, line: bytes) -> dict[str, Any]:
     """Return the answer to one line."""
     try:
         message = json.loads(line)
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         return _failure(None, f"no JSON: {error}")
-    except RecursionError:
-        return _failure(None, "no JSON: nested too deeply")
     if not isinstance(message, dict) or "id" not in message:
         return _failure(None, "a message must be an object with an id and a kind")
     try:
@@ -72,14 +71,14 @@ def _respond(tool: Tool, message: dict[str, Any]) -> dict[str, Any]:
     kind = message.get("kind")
     if kind == "start":
         return {"tool": tool.name}
+    if kind not in ("define", "evaluate"):
+        return {}
+    if message.get("module") != MODULE:
+        raise InputError(f"no module {message.get('module')!r}; this tool has {MODULE}")
+    model = tool.load()
     if kind == "define":
-        _check_module(message)
-        tool.load()
         return {"success": True}
-    if kind == "evaluate":
-        _check_module(message)
-        return evaluate(tool.load(), message.get("function"), message.get("input"))
-    return {}
+    return evaluate(model, message.get("function"), message.get("input"))
 
 
 def evaluate(model: Model, name: Any, fields: Any) -> dict[str, Any]:
@@ -99,28 +98,21 @@ def evaluate(model: Model, name: Any, fields: Any) -> dict[str, Any]:
     timings = []
     if model.compiles:
         timings.append(_timed("compile", function, arguments)[0])
-    taken, spent = 0, 0
-    while True:
+    output, taken, spent = None, 0, 0
+    while taken < max(runs, 1) or spent < nanoseconds:
         timing, output = _timed("evaluate", function, arguments)
         timings.append(timing)
         taken, spent = taken + 1, spent + timing["nanoseconds"]
-        if taken >= runs and spent >= nanoseconds:
-            break
     result = np.asarray(output)
     if not np.isfinite(result).all():
         raise InputError(f"the {name} of this input is not finite")
     return {"success": True, "output": result.tolist(), "timings": timings}
 
 
-def _timed(name: str, function: Callable[[Any], Any], arguments: Any) -> tuple[Any, Any]:
+def _timed(name: str, function: Callable[..., Any], arguments: Iterable[Any]) -> tuple[Any, Any]:
     start = time.perf_counter_ns()
-    output = function(arguments)
+    output = jax.block_until_ready(function(*arguments))  # there, and not only begun
     return {"name": name, "nanoseconds": time.perf_counter_ns() - start}, output
-
-
-def _check_module(message: dict[str, Any]) -> None:
-    if message.get("module") != MODULE:
-        raise InputError(f"no module {message.get('module')!r}; this tool has {MODULE}")
 
 
 def _number(fields: dict[str, Any], name: str, whole: bool) -> float:

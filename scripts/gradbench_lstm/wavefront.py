@@ -106,10 +106,6 @@ def wavefront(layers: int, bits: int) -> jb.Cell:
     State: `LSTMState(h, c)`, [l b] each. Parameters: (main_params [2 l, 4 b], extra_params [3, b])
     as GradBench has them, of row 2 j the factors and of row 2 j + 1 the biases of layer j, for the
     gates f, i, o, g.
-
-    Args:
-      layers: l.
-      bits: b.
     """
     units = layers * bits
 
@@ -167,13 +163,7 @@ def forward_only(cell: jb.Cell) -> jb.Cell:
 
 
 def holding(cell: jb.Cell, layers: int, bits: int) -> jb.Cell:
-    """Return the cell for inputs (x, moves), where units whose `moves` is False hold their state.
-
-    Args:
-      cell: of `wavefront`.
-      layers: l.
-      bits: b.
-    """
+    """Return the cell for inputs (x, moves): units whose `moves` is False hold their state."""
 
     def step(weights, state, inputs):
         drive, moves = inputs
@@ -220,14 +210,9 @@ def loss(
     cell: jb.Cell,
     algorithm: jb.Algorithm,
 ) -> Array:
-    """Return L: the first l - 1 steps, in which layers hold their state, and the c - 1 others.
+    """Return L for params (main, extra), with a cell of `wavefront`, or `forward_only`.
 
-    Args:
-      params: (main, extra).
-      state: as for `objective`.
-      sequence: as for `objective`.
-      cell: of `wavefront`, or of `forward_only`.
-      algorithm: for the c - 1 others.
+    In the first l - 1 steps layers hold their state; `algorithm` is for the c - 1 others.
     """
     layers, bits = _sizes(params[0])
     late = layers - 1

@@ -90,8 +90,8 @@ def agrees(name, instance):
     model = part("models").load(name)
     loss, gradient = part("forward_mode").loss_and_gradient(instance)
     arguments = model.place(instance)
-    found = np.asarray(model.functions["jacobian"](arguments))
-    assert abs(float(model.functions["objective"](arguments)) - loss) <= 1e-12 * abs(loss)
+    found = np.asarray(model.functions["jacobian"](*arguments))
+    assert abs(float(model.functions["objective"](*arguments)) - loss) <= 1e-12 * abs(loss)
     np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-12 * np.abs(gradient).max())
 
 
@@ -148,7 +148,7 @@ class Recorder:
         self.model = part("protocol").Model(lambda instance: instance, functions, compiles)
         self.tool = part("protocol").Tool("recorder", lambda: self.model)
 
-    def call(self, arguments):
+    def call(self, *arguments):
         self.calls += 1
         return np.array(self.result)
 
