@@ -1,20 +1,20 @@
-"""A few rows of a table that hold every pair of values of any two of its columns."""
+"""A few rows of a table that hold all values of its columns, or all pairs of values of any two."""
 
 import itertools
 from collections.abc import Hashable, Iterable
 
 
-def pairs(row: tuple[Hashable, ...]) -> set[tuple]:
-    """Return what stands together in a row: ((column, value), (column, value))."""
-    return set(itertools.combinations(enumerate(row), 2))
+def together(row: tuple[Hashable, ...], width: int) -> set[tuple]:
+    """Return what stands together in a row: `width` times (column, value)."""
+    return set(itertools.combinations(enumerate(row), width))
 
 
-def covering(rows: Iterable[tuple[Hashable, ...]]) -> set[tuple[Hashable, ...]]:
-    """Choose rows greedily, each time one with the most pairs that no row has yet."""
+def covering(rows: Iterable[tuple[Hashable, ...]], width: int = 2) -> set[tuple[Hashable, ...]]:
+    """Choose rows greedily, each time one with the most that no row has yet."""
     left, chosen = list(rows), set()
-    missing = set().union(*map(pairs, left))
+    missing = set().union(*(together(row, width) for row in left))
     while missing:
-        best = max(left, key=lambda row: len(pairs(row) & missing))
+        best = max(left, key=lambda row: len(together(row, width) & missing))
         chosen.add(best)
-        missing -= pairs(best)
+        missing -= together(best, width)
     return chosen

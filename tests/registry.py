@@ -194,17 +194,22 @@ def slow_unless(quick: bool, *values: Any) -> Any:
 
 
 each_cell = pytest.mark.parametrize("name", CELLS)
-# The kinds, of which the quick run takes few.
+# The kinds, of which the quick run takes the first.
 each_kind_in_time = pytest.mark.parametrize(
-    "name", [slow_unless(name in FEW, name) for name in KINDS]
+    "name", [slow_unless(name == KINDS[0], name) for name in KINDS]
 )
-# The quick run takes every cell by every algorithm that shares the scans of `bptt` or is the plain
-# one, and the kinds by the others. All of a cell in a row: one process computes its reference.
+# The quick run takes every cell in blocks with a remainder, by the plain derivative and by one more
+# of those that share the scans of `bptt`, in turn; and the kinds by every algorithm. All of a cell
+# in a row: one process computes its reference.
+IN_TURN = "bptt", "bptt_1", "bptt_kept", "fused"
 each_cell_by_each_algorithm = pytest.mark.parametrize(
     "name, algorithm",
     [
-        slow_unless(name in KINDS or algorithm not in OTHERS, name, algorithm)
-        for name in CELLS
+        slow_unless(
+            name in KINDS or algorithm in ("bptt_3", "autodiff", IN_TURN[k % len(IN_TURN)]),
+            *(name, algorithm),
+        )
+        for k, name in enumerate(CELLS)
         for algorithm in ALGORITHMS
     ],
 )
@@ -213,7 +218,7 @@ each_cell_in_time = pytest.mark.parametrize(
     "name", [slow_unless(name in KINDS, name) for name in CELLS]
 )
 each_cell_in_less_time = pytest.mark.parametrize(
-    "name", [slow_unless(name in FEW, name) for name in CELLS]
+    "name", [slow_unless(name == KINDS[0], name) for name in CELLS]
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from tests import snippets
+from tests.registry import slow_unless
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -90,7 +91,13 @@ def test_the_readme_is_short():
     assert len(pictures) == 2
 
 
-@pytest.mark.parametrize("page", RUN, ids=ids(RUN))
+# Most pages run networks for seconds, as many of them as there are snippets.
+QUICK = "conformance.md", "faq.md", "kernels.md"
+
+
+@pytest.mark.parametrize(
+    "page", [slow_unless(page.name in QUICK, page) for page in RUN], ids=ids(RUN)
+)
 def test_snippets(page):
     snippets.check(page.read_text(), page.name, str(page))
 

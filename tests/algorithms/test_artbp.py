@@ -44,7 +44,7 @@ def probability_of(cuts, rate, taken):
 
 
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [slow_unless(False, False), True])
 @pytest.mark.parametrize("name", [slow_unless(name == FEW[0], name) for name in KINDS])
 def test_the_mean_over_all_cuts_is_the_gradient(name, masked, rate):
     taken = np.array([True, True, False, True, True, True]) if masked else np.ones(T, bool)
@@ -103,6 +103,7 @@ def test_the_key_decides_and_may_be_traced():
     assert_close(jax.tree.map(lambda a: a[1], every), alone, 1e-12)
 
 
+@pytest.mark.slow
 def test_forward_mode_sees_the_same_cuts():
     name = FEW[0]
     p = problem(name, (B,), T)

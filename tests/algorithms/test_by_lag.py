@@ -10,7 +10,7 @@ from tests.registry import CELLS, KINDS, assert_close, problem, slow_unless, wit
 
 EXACT = 1e-12
 each_cell = pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm_readout", "counted"), name) for name in CELLS]
+    "name", [slow_unless(name == "lstm_readout", name) for name in CELLS]
 )
 
 
@@ -35,6 +35,7 @@ def test_all_lags_are_the_gradient_and_the_first_a_truncated_one(name):
     assert_close(few, jax.tree.map(lambda a: a[:2], parts), EXACT)
 
 
+@pytest.mark.slow
 def test_later_lags_leave_out_the_steps_that_they_do_not_reach():
     """T = 300 is taken in parts, the last of them of the steps that 225 lags reach back to."""
     cell = jb.elman(1, 2, activation=lambda a: a, dtype=jnp.float64)

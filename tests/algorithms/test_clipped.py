@@ -15,7 +15,7 @@ from tests.registry import BATCH, CELLS, STEPS, assert_close, problem, slow_unle
 
 EXACT = 1e-12  # relative, float64
 each_cell = pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm_readout", "lru_readout"), name) for name in CELLS]
+    "name", [slow_unless(name == "lstm_readout", name) for name in CELLS]
 )
 
 
@@ -98,6 +98,7 @@ def test_against_a_loop_that_clips(name, kind):
     assert found.share > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [dict(norm=1e6), dict(value=1e6)])
 def test_nothing_to_clip_is_exact_with_every_option(limit):
     cell = jb.layer_norm_lstm(2, 3, output_size=2)

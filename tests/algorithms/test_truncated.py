@@ -121,7 +121,6 @@ def truncated(name, window, sliding, options):
 
 
 QUICK = {
-    ("lstm_readout", 2, False, "all"),
     ("lstm_readout", 2, True, "all"),
     ("counted", 3, True, "all_reverse"),
     ("gru_reset_before", 1, False, "lengths"),
@@ -141,7 +140,7 @@ def test_the_gradient_is_that_of_a_loop_that_detaches(name, window, sliding, opt
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize("name", [slow_unless(name in FEW, name) for name in KINDS])
+@pytest.mark.parametrize("name", [slow_unless(name == FEW[0], name) for name in KINDS])
 def test_both_modes_are_transposes(name, sliding):
     args, cotangents = arguments(name)
     rng = np.random.default_rng(5)
@@ -164,14 +163,14 @@ def test_both_modes_are_transposes(name, sliding):
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize("name", [slow_unless(name in FEW, name) for name in CELLS])
+@pytest.mark.parametrize("name", [slow_unless(name == FEW[0], name) for name in CELLS])
 def test_from_t_steps_on_it_is_exact(name, sliding):
     got = jax.jit(lambda: pulled(truncated(name, T, sliding, {}), name))()
     exact = functools.partial(jb.unroll, CELLS[name].cell, algorithm=jb.bptt())
     assert_close(got, jax.jit(lambda: pulled(exact, name))(), EXACT)
 
 
-@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("sliding", [slow_unless(False, False), True])
 @pytest.mark.parametrize("name", [slow_unless(False, "embedding"), "counted"])
 def test_vmap_over_lengths_and_what_is_no_number(name, sliding):
     (params, xs, state), cotangents = arguments(name)

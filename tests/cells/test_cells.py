@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from tests.registry import CELLS, each_cell
+from tests.registry import CELLS, each_cell_in_time
 
 CONSTRUCTORS = {
     jb.elman: 1,
@@ -125,6 +125,7 @@ def test_forget_bias_is_in_the_parameters_alone(forget_bias):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_embedding_is_the_inner_cell_on_rows_of_the_table():
     inner = jb.lstm(input_size=I, hidden_size=H)
     cell = jb.embedding(inner, vocabulary_size=4)
@@ -150,7 +151,7 @@ def _buffers(tree):
     return [jnp.asarray(leaf).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
 
 
-@each_cell
+@each_cell_in_time
 def test_every_fresh_array_has_a_buffer_of_its_own(name):
     """So that parameters and state can be donated, in one call."""
     cell = CELLS[name].cell

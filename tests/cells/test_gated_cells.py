@@ -199,6 +199,7 @@ def test_slstm_is_the_network_without_a_stabiliser(name):
     np.testing.assert_allclose(last_state.n * np.exp(last_state.m), n, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_slstm_with_exponential_gates_has_the_gradient_of_the_naive_loop():
     cell = jb.slstm(**SIZES, log_forget_gate=_exponential)
     params, xs = _noisy(cell), _xs()
@@ -311,6 +312,7 @@ def test_clockwork_units_keep_their_value_between_ticks():
     assert not (values[1:] == values[:-1]).any(axis=1)[want].any()
 
 
+@pytest.mark.slow
 def test_clockwork_reads_no_faster_unit():
     p = problem("clockwork")
     cell = CELLS["clockwork"].cell

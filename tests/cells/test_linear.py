@@ -46,6 +46,7 @@ def test_lru_starts_on_the_ring_and_normalised():
     np.testing.assert_allclose(np.exp(2 * params.log_gamma), 1 - radius**2, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_lru_keeps_white_noise_at_its_size():
     cell = jb.lru(input_size=8, hidden_size=100, max_radius=0.95)
     xs = jax.random.normal(jax.random.key(1), (200, 100, 8))

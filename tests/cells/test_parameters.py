@@ -25,6 +25,7 @@ def test_every_gate_is_orthogonal():
     assert not np.allclose(w_s[:, 0], w_s[:, 1])
 
 
+@pytest.mark.slow
 def test_the_spread_is_that_of_one_gate():
     """`glorot_uniform` on the whole array takes the gates for a receptive field."""
     cell = jb.initialized(jb.lstm(200, 100), w_x=initializers.glorot_uniform())
@@ -69,6 +70,7 @@ def test_gates_are_named_as_the_axis_is_long(name):
     assert cell.gates == tuple(dict.fromkeys(cell.gates))
 
 
+@pytest.mark.slow
 def test_decay_of_all_but_biases():
     params = jb.stack(jb.layer(jb.lstm(3, 4)), jb.layer(jb.gru(4, 4))).init(KEY)
     biases = jb.is_bias(params)

@@ -50,6 +50,7 @@ def test_the_two_layer_norm_cells_start():
     assert (lstm.b == np.array([[0.0], [1.0], [0.0], [0.0]])).all()
 
 
+@pytest.mark.slow
 def test_from_a_state_of_zero_the_gradient_is_finite():
     for constructor in (jb.layer_norm_lstm, jb.layer_norm_gru):
         cell = constructor(**SIZES)

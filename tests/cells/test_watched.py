@@ -1,5 +1,6 @@
 """`watched`: the gradient of the cell alone, and a histogram of its adjoints."""
 
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from tests.registry import BATCH, CELLS, STEPS, assert_close, problem, slow_unle
 
 each_cell = pytest.mark.parametrize(
     "name",
-    [slow_unless(name in ("lstm_readout", "counted", "lru_readout"), name) for name in CELLS],
+    [slow_unless(name == "lstm_readout", name) for name in CELLS],
 )
 
 
@@ -25,7 +26,8 @@ each_cell = pytest.mark.parametrize(
 def test_the_gradient_is_that_of_the_cell_and_what_is_seen_its_adjoints(name, algorithm):
     p, cell = problem(name), CELLS[name].cell
 
-    want = jb.bptt_gradients(cell, p.params, p.xs, p.state, p.cotangents[1], p.cotangents[0])[0]
+    given = p.params, p.xs, p.state, p.cotangents[1], p.cotangents[0]
+    want = jax.jit(functools.partial(jb.bptt_gradients, cell))(*given)[0]
     params = WatchedParams(p.params, nothing_seen())
 
     def run(params):
@@ -46,11 +48,11 @@ def test_the_gradient_is_that_of_the_cell_and_what_is_seen_its_adjoints(name, al
                 total += jnp.sum(jnp.real(d * y))
         return total
 
-    gradient, seen = telemetry(jax.grad(loss)(inexact))
+    gradient, seen = telemetry(jax.jit(jax.grad(loss))(inexact))
     assert_close(without_int(gradient.cell), without_int(want), 1e-12)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient.seen))
 
-    lambdas = jb.state_gradients(cell, p.params, p.xs, p.state, p.cotangents[1], p.cotangents[0])
+    lambdas = jax.jit(functools.partial(jb.state_gradients, cell))(*given)
     rows = [np.abs(a).reshape(STEPS, BATCH[0], -1) ** 2 for a in jax.tree.leaves(lambdas)]
     norms = np.sqrt(np.concatenate(rows, -1).sum(-1))
     counts = np.bincount(np.floor(np.log10(norms)).astype(int).ravel() - LEAST, minlength=32)
@@ -73,6 +75,7 @@ def test_what_is_watched_in_a_stack_is_told_by_its_path():
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_what_vanishes_overflows_or_is_not_finite():
     cell = watched(jb.indrnn(1, 1, activation=None, dtype=jnp.float32))
     params = cell.init(jax.random.key(0))

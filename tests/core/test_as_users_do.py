@@ -64,8 +64,16 @@ def test_what_a_step_closes_over_is_differentiated(kind):
     assert_close(jax.grad(jax.jit(loss(kind)), (0, 1))(W, a), want, 1e-12)
 
 
-@each_closure
-@pytest.mark.parametrize("around", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
+@pytest.mark.parametrize(
+    "kind, around",
+    [
+        # Each kind once.
+        slow_unless((kind == "gated") == (around is jax.checkpoint), kind, around)
+        for kind in ("plain", "gated", "diagonal")
+        for around in (jax.jit, jax.checkpoint)
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_closures_inside_transformations(kind, around):
     a = jnp.asarray(0.3)
     want = jax.grad(loss(kind, jb.autodiff()))(W, a)
@@ -98,16 +106,20 @@ def spiking(w, xs, algorithm=None):
 def test_a_step_without_forward_mode_has_all_else():
     want = jax.jit(jax.grad(lambda w: spiking(w, XS, jb.autodiff())))(W)
     assert_close(jax.jit(jax.grad(spiking))(W, XS), want, 1e-12)
-    one_by_one = jax.vmap(jax.grad(spiking), (None, 1))(W, jnp.asarray(XS)[:, :, None])
+    one_by_one = jax.jit(jax.vmap(jax.grad(spiking), (None, 1)))(W, jnp.asarray(XS)[:, :, None])
     assert_close(one_by_one.sum(0), want, 1e-12)
-    by_hand = jb.bptt_gradients(SPIKING, W, XS, d_ys=2 * jb.unroll(SPIKING, W, XS)[1])
-    assert_close(by_hand[0], want, 1e-12)
+
+    @jax.jit
+    def by_hand(w):
+        return jb.bptt_gradients(SPIKING, w, XS, d_ys=2 * jb.unroll(SPIKING, w, XS)[1])
+
+    assert_close(by_hand(W)[0], want, 1e-12)
 
     def squared(w, algorithm=None):
         return jnp.sum(jax.grad(lambda w: spiking(w, XS, algorithm))(w) ** 2)
 
-    second, wanted = jax.grad(squared)(W), jax.grad(lambda w: squared(w, jb.autodiff()))(W)
-    assert_close(second, wanted, 1e-12)
+    wanted = jax.jit(jax.grad(lambda w: squared(w, jb.autodiff())))(W)
+    assert_close(jax.jit(jax.grad(squared))(W), wanted, 1e-12)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda w: spiking(w, XS), (W,), (W,))
 
@@ -210,6 +222,7 @@ def test_equal_eager_calls_compile_once(what):
     assert not compiled
 
 
+@pytest.mark.slow
 def test_steps_are_an_unroll():
     params, state, ys = LSTM.init(jax.random.key(0)), None, []
     for x in XS:

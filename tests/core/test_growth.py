@@ -21,7 +21,7 @@ XS = np.random.default_rng(0).normal(size=(T, B, H))
 SMAPS = Path("/proc/self/smaps_rollup")
 
 
-# tests/cells/test_cells.py looks at the buffers of all of them in the quick run.
+# tests/cells/test_cells.py looks at the buffers of all of them.
 DONATED = {*KINDS, "slstm", "learned_state", "multi_head", "weight_norm"}
 
 
@@ -169,9 +169,8 @@ def repeat(call, times):
         jax.block_until_ready(call())
 
 
-# Each function of the library, and layers that do not run just another's code.
-FEW = {"unroll", "grad", "bptt_gradients", "step", "made_anew", "bidirectional", "stack", "zoneout"}
-FEW |= {"dropout", "recurrent_dropout"}
+# Each function of the library, and what is made anew; -m slow takes every layer.
+FEW = {"unroll", "grad", "bptt_gradients", "step", "made_anew"}
 
 
 def check_second_calls(names):
@@ -200,6 +199,7 @@ def test_second_calls_of_one_function(name):
     check_second_calls([name])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_new_objects")
 def test_the_counts_can_grow():
     kept = []

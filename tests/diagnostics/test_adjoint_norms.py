@@ -22,9 +22,7 @@ def norms(tree, rank):
     return np.sqrt(sum(squares))
 
 
-@pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm_readout", "lru"), name) for name in CELLS]
-)
+@pytest.mark.parametrize("name", [slow_unless(name == "lstm_readout", name) for name in CELLS])
 def test_they_are_those_of_state_gradients(name):
     cell, p = CELLS[name].cell, problem(name)
     d_last_state, d_ys = p.cotangents
@@ -64,6 +62,7 @@ def test_of_the_naive_loop_with_perturbed_states():
     np.testing.assert_allclose(adjoint_norms(run, d_ys), want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_by_layer():
     """Each entry of a stack, run by hand with what is added to its outputs."""
     cell = jb.gru(3, 3)

@@ -14,7 +14,7 @@ from tests.registry import BATCH, CELLS, STEPS, assert_close, problem, slow_unle
 
 EXACT = 1e-12
 each_cell = pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm_readout", "counted"), name) for name in CELLS]
+    "name", [slow_unless(name == "counted", name) for name in CELLS]
 )
 contribution_map = jb.diagnostics.contribution_map
 
@@ -84,6 +84,7 @@ def test_lengths_resets_and_a_mask(name):
         assert_close(jax.tree.map(lambda a, t=t: a[t].sum(0), vectors), want, EXACT)
 
 
+@pytest.mark.slow
 def test_measures_lags_and_single_sequences():
     run, d_ys, vectors = found("lstm_readout")
     norms = contribution_map(run, d_ys)

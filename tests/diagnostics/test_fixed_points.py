@@ -94,7 +94,7 @@ def test_a_linear_network_has_one():
     assert len(found.speeds) == 1 and found.unstable[0] == np.sum(moduli >= 1)
 
 
-EACH = [slow_unless(name in ("lstm_readout", "counted"), name) for name in CELLS]
+EACH = [slow_unless(name == "counted", name) for name in CELLS]
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -22,7 +22,7 @@ def naive(run, first, last):
     return -np.sort(-values.reshape(*values.shape[:-2], -1), axis=-1)
 
 
-@pytest.mark.parametrize("name", [slow_unless(name == "multi_head", name) for name in CELLS])
+@pytest.mark.parametrize("name", [slow_unless(name == "counted", name) for name in CELLS])
 def test_every_cell_against_numpy(name):
     p = problem(name)
     run = jb.diagnostics.trajectory(CELLS[name].cell, p.params, p.xs, p.state)
@@ -38,6 +38,7 @@ def test_every_cell_against_numpy(name):
         assert (largest <= want[..., :2] * (1 + 1e-12) + atol).all()
 
 
+@pytest.mark.slow
 def test_random_directions_find_the_largest():
     """Of 40 values that fall by a factor each, with 15 directions."""
     factors = jnp.asarray(0.7 ** np.arange(40))

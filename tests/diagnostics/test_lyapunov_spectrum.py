@@ -53,9 +53,8 @@ def test_a_linear_network_has_the_moduli_of_its_eigenvalues():
     np.testing.assert_allclose(found.kaplan_yorke, dimension, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "every, transient", [slow_unless(e == 7, e, t) for e, t in [(7, 99), (3, 0)]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("every, transient", [(7, 99), (3, 0)])
 def test_fewer_orthogonalisations(every, transient):
     run = linear(with_moduli())
     found = spectrum(run, transient=transient, every=every)
@@ -74,6 +73,7 @@ def test_a_rotation_has_none():
     np.testing.assert_allclose(found.exponents, 0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_an_lstm_without_weights_keeps_c_and_forgets_h():
     cell = jb.lstm(2, 3, dtype=jnp.float64)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0)))
@@ -172,6 +172,7 @@ def test_every_cell_against_a_loop(name):
         np.testing.assert_allclose(known[clear], want[clear], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_largest_agrees_with_largest_exponent():
     cell = jb.gru(3, 6, dtype=jnp.float64)
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (200, 3))
@@ -181,6 +182,7 @@ def test_the_largest_agrees_with_largest_exponent():
     )
 
 
+@pytest.mark.slow
 def test_held_steps_do_not_count():
     """A sequence beside padding, or with steps left out, has the exponents that it has alone."""
     cell = jb.gru(2, 3, dtype=jnp.float64)
@@ -197,7 +199,8 @@ def test_held_steps_do_not_count():
     assert (found.exponents[0] == -np.inf).all() and jnp.isfinite(found.exponents[1]).all()
 
 
-@pytest.mark.parametrize("name", [slow_unless(n == "elman", n) for n in ("elman", "lstm", "gru")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
 def test_the_gradient_against_finite_differences(name):
     p, cell = problem(name), CELLS[name].cell
 

@@ -20,6 +20,7 @@ def one_unit(factor, steps):
     return run, jnp.zeros((steps, 1)).at[-1].set(1.0)
 
 
+@pytest.mark.slow
 def test_a_linear_unit_has_the_window_that_its_exponent_gives():
     """All terms of the sum are powers of 0.9, so that the bias of a window K is 0.9^K."""
     found = report(*one_unit(0.9, 200))

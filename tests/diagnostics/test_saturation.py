@@ -55,7 +55,8 @@ def test_gates_are_found_by_name(name):
     assert (shares >= 0).all() and (shares <= 1).all()
 
 
-@pytest.mark.parametrize("name", [slow_unless(n == "elman_readout", n) for n in NONE])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NONE)
 def test_cells_without_ends(name):
     check(lambda: saturation(run_of(name)), ValueError, "saturation: the step of this cell has no")
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_bptt.diagnostics import JacobianSpectrum, LyapunovSpectrum, Saturation, plots
 
@@ -13,6 +14,7 @@ def exponents(values, batch=()):
     return LyapunovSpectrum(final, running, jnp.asarray(times), jnp.zeros(batch))
 
 
+@pytest.mark.slow
 def test_exponents():
     axes = plots.lyapunov_spectrum(exponents([0.1, -0.2, -np.inf], (3,)))
     title = axes.get_title(loc="left")

@@ -12,7 +12,7 @@ from tests import reference, registry
 from tests.core.messages import check
 
 TOLERANCE = 1e-12  # relative, float64
-QUICK = "lstm_readout", "counted"
+QUICK = ("counted",)
 each_cell = pytest.mark.parametrize(
     "name", [registry.slow_unless(name in QUICK, name) for name in registry.CELLS]
 )

@@ -93,6 +93,7 @@ def test_options():
     assert not (run.push(v)[1] == 0).any()
 
 
+@pytest.mark.slow
 def test_it_is_a_pytree_and_differentiable():
     cell = jb.lstm(2, 3)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((5, 2))

@@ -72,6 +72,7 @@ def test_windows_count_the_steps_that_are_taken(options):
     check_curve(curve, expected(cell, arguments, range(1, 6), **options))
 
 
+@pytest.mark.slow
 def test_it_ends_where_nothing_is_left():
     """The bias' gradient by lag is w^k; a window of K leaves out (w^K - w^T) / (1 - w^T)."""
     cell = jb.indrnn(1, 1, activation=None, dtype=jnp.float64)
@@ -109,6 +110,7 @@ def test_the_shortest_window():
     assert [int(curve.shortest(b)) for b in (0.6, 0.3, 0.1, 0.0, -1.0)] == [1, 2, 4, 5, 0]
 
 
+@pytest.mark.slow
 def test_memory():
     """A number of arrays [T, B, H] that does not depend on how many lags there are."""
     cell, steps, batch, hidden = jb.lstm(8, 16), 256, 8, 16

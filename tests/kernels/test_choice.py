@@ -37,6 +37,7 @@ def chosen(cell, steps=2, batch=3, device="gpu"):
     return choice.choose(cell, cell.prepare(params), state, xs, device)
 
 
+@pytest.mark.slow
 def test_the_first_that_takes_the_form(kernels):
     for size, name in ((4, "first"), (5, "second")):
         found = chosen(jb.gru(input_size=2, hidden_size=size))

@@ -100,7 +100,9 @@ def known(name: str) -> Case:
 
 
 QUICK = "elman", "gru", "lstm", "peephole", "slstm", "elman_gelu", "mixed_precision"
-each = pytest.mark.parametrize("name", [n for n in GATED if n not in WITHOUT])
+each = pytest.mark.parametrize(
+    "name", [slow_unless(n in QUICK, n) for n in GATED if n not in WITHOUT]
+)
 
 
 def run(c: Case):

@@ -80,7 +80,7 @@ def recurrent_mask(leading=(), used=None):
     return np.asarray(draw(key() if used is None else used, KEEP, SHAPE, leading), float)
 
 
-@each_direction(DROPPED, ("lstm", False), ("gru", True))
+@each_direction(DROPPED, ("gru", True))
 def test_recurrent_dropout(name, reverse):
     layer = jb.recurrent_dropout(DROPPED[name][0], rate=RATE, reverse=reverse)
     check(layer, naive_dropped(name, recurrent_mask(), reverse), key=key())
@@ -176,14 +176,14 @@ def zoneout_masks(name, make):
     return make(jax.tree.map(lambda a: a if reference.is_inexact(a) else None, state))
 
 
-@each_direction(ZONED, ("lstm", True), ("diagonal", False))
+@each_direction(ZONED, ("diagonal", False))
 def test_zoneout(name, reverse):
     layer = jb.zoneout(ZONED[name][0], rate=RATE, reverse=reverse)
     masks = zoneout_masks(name, lambda like: draw(key(), RATE, like, (T,)))
     check(layer, naive_zoned(name, masks, reverse), key=key())
 
 
-@pytest.mark.parametrize("name", [slow_unless(n in ("lstm", "diagonal"), n) for n in ZONED])
+@pytest.mark.parametrize("name", [slow_unless(n == "diagonal", n) for n in ZONED])
 def test_zoneout_in_evaluation_is_the_expectation(name):
     masks = zoneout_masks(
         name, lambda like: jax.tree.map(lambda a: np.full((T, *a.shape), RATE), like)
@@ -228,6 +228,7 @@ def test_dropout_between_layers(name):  # which puts out zero where the mask is 
     check(deep, naive, key=key(), tolerance=1e-11)
 
 
+@pytest.mark.slow
 def test_a_dropped_residual_stack():
     """Every kind of layer in one another, as in a language model, and a key for each."""
     block = jb.stack(jb.recurrent_dropout(GRU, rate=RATE), jb.variational_dropout(rate=RATE))

@@ -54,6 +54,7 @@ def peers():
     return [n for n in ("haiku", "torch") if importlib.util.find_spec(n) is not None]
 
 
+@pytest.mark.slow
 def test_grad_times_all_that_agree(bench, tmp_path, peers, capsys):
     readme = tmp_path / "README.md"
     begin, end = tables.markers("grad")
@@ -158,6 +159,7 @@ def test_the_mode_of_every_cell_has_every_cell(bench):
     assert set(part("every_cell").CELLS) == made - takes_cell - {"from_step"}
 
 
+@pytest.mark.slow
 def test_sequence_options(bench, tmp_path):
     status, report = run(bench, tmp_path, "sequences", "--cells", "lstm")
     assert status == 0
@@ -179,6 +181,7 @@ def test_budgets(bench, tmp_path):
     assert len(others) == 6 and all(c["temp_bytes"] <= c["budget"] for c in others)
 
 
+@pytest.mark.slow
 def test_memory_and_compile(bench, tmp_path):
     status, report = run(bench, tmp_path, "memory", "--cells", "gru", "--shapes", "8192,4,3,8")
     assert status == 0

@@ -101,6 +101,7 @@ def test_no_accelerator_is_said(tmp_path):
     assert "no accelerator was found" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_hang_costs_its_time_alone(script, monkeypatch):
     process = part("process")
     hang = """
@@ -149,6 +150,7 @@ def test_a_way_that_fails_costs_itself_alone(script):
     assert script.wrong({"dense": {"rows": [found], "ended": "done"}})
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_seen(script, monkeypatch):
     correct = part("correct")
     exact = jb.bptt()

@@ -54,6 +54,7 @@ def test_the_picture_is_that_of_the_page():
     assert (DOCS / "gradient_time.svg").read_text() == picture
 
 
+@pytest.mark.slow
 def test_pictures_are_written(tmp_path):
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         assert figures.main(["--updates", "2", "--folder", str(tmp_path)]) == 0

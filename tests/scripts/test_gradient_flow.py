@@ -103,6 +103,7 @@ def test_a_run_of_the_trainer(tmp_path, monkeypatch):
     assert len(check(Path(out).read_text())) == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_watched(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     out = tmp_path / "page.html"

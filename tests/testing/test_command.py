@@ -50,6 +50,7 @@ def test_every_library_runs(capsys, name):
     assert table["finite_differences"] == table["every_bias"] == ["ok"], text
 
 
+@pytest.mark.slow
 def test_each_layer_of_a_stack_goes_back_to_its_own_state(capsys):
     argv = "--libraries", "jax_bptt", "--cells", "stack", "--properties", "resets"
     status, text = run(capsys, *argv)

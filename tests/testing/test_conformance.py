@@ -100,6 +100,7 @@ def point():
     return rng.normal(size=(3, 3)), rng.normal(size=(4, 2, 3)), rng.normal(size=(2, 3))
 
 
+@pytest.mark.slow
 def test_a_bare_function_and_what_does_not_apply_to_it():
     report = conformance(tanh, *point())
     assert report.subject == "tanh" and not report.failures, report

@@ -110,6 +110,7 @@ def test_fit_goes_on_from_any_place_to_the_last_bit():
     assert run(parts[-1]) == []
 
 
+@pytest.mark.slow
 def test_options_of_a_batch_are_the_layer_s():
     net = jb.stack(jb.layer(jb.elman(1, 2, output_size=1)), jb.dropout(rate=0.5))
     params = net.init(jax.random.key(0))

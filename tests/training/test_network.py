@@ -15,6 +15,7 @@ def test_cells_fit_on_one_another_and_the_last_has_the_readout():
     assert second.w_x.shape == (3, 3, 3) and second.w_y.shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_tokens_are_embedded_and_bfloat16_is_of_products_alone():
     narrow, wide = (
         network.build(Network("lstm", 3, 1, precision, 4, 5, 6))

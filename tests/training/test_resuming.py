@@ -84,7 +84,9 @@ def stop_after(step, number, monkeypatch):
     monkeypatch.setattr(loop, "fit", stopping)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [slow_unless(False, signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
 def test_a_run_goes_on_to_the_last_bit(number, status, chars, whole, tmp_path, monkeypatch, capsys):
     argv = [*chars, "--checkpoint", str(tmp_path / "run")]
     stop_after(3, number, monkeypatch)
@@ -139,7 +141,7 @@ def test_damage_is_set_aside_and_the_run_goes_on_from_the_one_before(chars, whol
 @pytest.mark.parametrize(
     "argv, theirs, ours",
     [
-        (["--hidden", "6"], "--hidden 4", "--hidden 6"),
+        slow_unless(False, ["--hidden", "6"], "--hidden 4", "--hidden 6"),
         (["--steps", "9"], "--steps 7", "--steps 9"),
         (["--devices", "1"], "--devices 2", "--devices 1"),
         (["--text", __file__], "--text 1,476 characters with sha256", "--text "),
@@ -163,7 +165,7 @@ def test_a_checkpoint_of_another_version_goes_on_and_says_so(chars, copied, caps
     assert "jax 0.0.1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("failing, status", [((3, 4), 0), ((6, 7), 3)])
+@pytest.mark.parametrize("failing, status", [((3, 4), 0), slow_unless(False, (6, 7), 3)])
 def test_a_full_disk_is_a_line_and_training_goes_on(
     failing, status, chars, tmp_path, monkeypatch, capsys
 ):
@@ -195,6 +197,7 @@ def test_a_saved_network_writes_text(whole, capsys):
     assert r"never read: '\u2603\udc80'" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_exported_network_runs_without_the_library(whole, tmp_path):
     """The program on the page, with another prompt, and one window against two."""
     pytest.importorskip("flatbuffers")

@@ -11,6 +11,7 @@ import pytest
 import jax_bptt as jb
 from jax_bptt.kernels.form import normal_form
 from jax_bptt.kernels.gpu import functions as gpu_functions
+from tests.registry import slow_unless
 
 EXACT = gpu_functions.functions(False)
 EVERY = np.concatenate([np.linspace(-12, 12, 200_001), np.geomspace(1e-30, 10, 100_000)])
@@ -51,7 +52,12 @@ def test_tanh_is_odd():
 
 @pytest.mark.parametrize(
     "constructor, hardware",
-    [(jb.elman, True), (jb.lstm, True), (jb.gru, True), (jb.slstm, False)],
+    [
+        slow_unless(False, jb.elman, True),
+        slow_unless(False, jb.lstm, True),
+        (jb.gru, True),
+        (jb.slstm, False),
+    ],
 )
 def test_the_hardware_computes_what_it_has_precisely(constructor, hardware):
     cell = constructor(input_size=2, hidden_size=32, dtype=jnp.float32)
