@@ -81,7 +81,7 @@ def artbp(rate: float | Callable[[Array], Array], key: Array) -> Algorithm:
       >>> def loss(params, key):
       ...     cuts = jb.artbp(0.1, key)
       ...     return jnp.sum(jb.unroll(cell, params, xs, algorithm=cuts)[1] ** 2)
-      >>> jax.grad(loss)(params, jax.random.key(1)).w_s.shape
+      >>> jax.jit(jax.grad(loss))(params, jax.random.key(1)).w_s.shape
       (4, 1, 4)
     """
     prng_key("artbp", key)

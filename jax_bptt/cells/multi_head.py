@@ -42,10 +42,10 @@ def multi_head(cell: Cell, *, heads: int) -> Cell:
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
-      >>> cell = jb.multi_head(jb.gru(input_size=3, hidden_size=6), heads=2)
+      >>> cell = jb.multi_head(jb.elman(input_size=3, hidden_size=6), heads=2)
       >>> params = cell.init(jax.random.key(0))
       >>> params.w_s.shape, jb.unroll(cell, params, jnp.ones((7, 2, 3)))[1].shape
-      ((2, 3, 3, 3), (7, 2, 6))
+      ((2, 3, 1, 3), (7, 2, 6))
     """
     w_s = recurrent_matrices("multi_head", cell)
     size, gates, _ = w_s.shape

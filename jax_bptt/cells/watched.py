@@ -73,9 +73,9 @@ def watched(cell: Cell) -> Cell:
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
-      >>> cell = jb.diagnostics.watched(jb.gru(input_size=3, hidden_size=5))
+      >>> cell = jb.diagnostics.watched(jb.elman(input_size=3, hidden_size=5))
       >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((7, 2, 3))
-      >>> gradient = jax.grad(lambda p: jb.unroll(cell, p, xs)[1].sum())(params)
+      >>> gradient = jax.jit(jax.grad(lambda p: jb.unroll(cell, p, xs)[1].sum()))(params)
       >>> gradient, seen = jb.diagnostics.telemetry(gradient)
       >>> seen[""].decades.sum(), gradient.seen.squares
       (Array(14., dtype=float32), Array(0., dtype=float32))

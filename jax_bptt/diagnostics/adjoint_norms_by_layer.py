@@ -49,13 +49,11 @@ def adjoint_norms_by_layer(
 
     Example:
       >>> import jax, jax.numpy as jnp, jax_bptt as jb
-      >>> deep = jb.stack(jb.layer(jb.lstm(3, 5)), jb.dropout(rate=0.2), jb.layer(jb.gru(5, 4)))
+      >>> deep = jb.stack(jb.layer(jb.elman(3, 5)), jb.layer(jb.elman(5, 4)))
       >>> params, xs = deep.init(jax.random.key(0)), jnp.ones((7, 2, 3))
-      >>> options = dict(key=jax.random.key(1), lengths=jnp.array([7, 5]))
-      >>> d_ys = jnp.ones((7, 2, 4))
-      >>> found = jb.diagnostics.adjoint_norms_by_layer(deep, params, xs, d_ys, **options)
-      >>> found.shape
-      (3, 7, 2)
+      >>> d_ys, lengths = jnp.ones((7, 2, 4)), jnp.array([7, 5])
+      >>> jb.diagnostics.adjoint_norms_by_layer(deep, params, xs, d_ys, lengths=lengths).shape
+      (2, 7, 2)
     """
     name = "adjoint_norms_by_layer"
     check_layer(name, layer)
