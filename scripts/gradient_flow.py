@@ -14,7 +14,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from flow import looks, page, watching
+from trainer import files
+from trainer.errors import InputError
+
 from jax_bptt.testing.arguments import Parser, names, output, positive
+
+SECONDS = 5
+"""Time between two pages of a run that trains."""
 
 ABOUT = {
     "Which state, which loss": "Rows are losses, columns the states that they learn from, colours "
@@ -45,14 +52,12 @@ def parser() -> Parser:
     add("--checkpoint", type=Path, metavar="DIR", help="of train.py, in place of training here")
     add("--watch", type=Path, metavar="DIR", help="of train.py --telemetry")
     add("--once", action="store_true", help="with --watch: write the page once, and end")
-    add("--every", type=positive, default=5, help="with --watch: seconds between two pages (5)")
     add("--length", type=positive, default=50, help="steps of a sequence, default 50")
     add("--hidden", type=positive, default=32, help="units, default 32")
     add("--batch", type=positive, default=32, help="sequences, default 32")
     add("--steps", type=positive, default=500, help="of training, default 500")
     add("--seed", type=int, default=0, help="default 0")
     add("--output", type=output, default=Path("gradient_flow.html"), metavar="FILE")
-    add("--smoke", action="store_true", help="small sizes and a few steps, as a test")
     return top
 
 
@@ -61,14 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not args.cells:
         parser().error("--cells names no cell")
-    if args.smoke:
-        args.length, args.hidden, args.batch, args.steps = 12, 4, 4, 6
     given = sys.argv[1:] if argv is None else argv
     footer = " ".join(["python scripts/gradient_flow.py", *given])
     if args.watch:
         return watch(args, footer)
-    from trainer.errors import InputError
-
     try:
         text = studied(args, footer)
     except InputError as error:
@@ -80,14 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def studied(args: Namespace, footer: str) -> str:
     """Return the page on networks that are trained here, or that were saved."""
-    from flow import looks, page
-
-    if args.checkpoint:
-        looked = list(looks.of_checkpoint(args.checkpoint))
-    elif args.moments:
-        looked = list(looks.before_halfway_after(args))
-    else:
-        looked = list(looks.compared(args))
+    saved = args.checkpoint
+    looked = list(looks.of_checkpoint(saved) if saved else looks.of_training(args))
     drawn = {look.name: looks.pictures(look, f"look{k}-") for k, look in enumerate(looked)}
     parts: list[page.Section | str] = [summary(looked)]
     words = {look.name: page.words(look.report.in_words()) for look in looked}
@@ -96,64 +91,43 @@ def studied(args: Namespace, footer: str) -> str:
         cells = {name: found[title] for name, found in drawn.items() if title in found}
         if cells:
             parts.append(page.Section(title, about, cells))
-    what = "a saved network" if args.checkpoint else f"the {args.task} task"
+    what = "a saved network" if saved else f"the {args.task} task"
     intro = f"The gradient of one batch of {what}, {looked[0].report.steps} steps long."
     return page.page(finding(looked), intro, parts, footer=footer)
 
 
-def finding(looked: list) -> str:
+def finding(looked: list[looks.Look]) -> str:
     """Return the heading: how long a window each gradient needs."""
     needs = [f"{look.report.window} steps of {look.name}" for look in looked]
     listed = needs[0] if len(needs) == 1 else f"{', '.join(needs[:-1])} and {needs[-1]}"
     return f"To within 1 %, the gradient comes from windows of {listed}"
 
 
-def summary(looked: list) -> str:
+def summary(looked: list[looks.Look]) -> str:
     """Return the table of numbers."""
-    from flow import page
-
-    header = [
-        "",
-        "loss",
-        "largest exponent",
-        "window for 1 % (steps)",
-        "for half (steps)",
-        "Newton iterations",
-        "median |lambda_t|",
-        "clip at",
-    ]
+    header = ["", "loss", "largest exponent", "window for 1 % (steps)", "for half (steps)"]
+    header += ["Newton iterations", "median |lambda_t|", "clip at"]
     lines = []
     for look in looked:
         told = look.report
         newton = "not counted" if told.iterations is None else str(told.iterations)
-        lines.append(
-            [
-                look.name,
-                f"{look.loss:.3g}",
-                f"{told.exponent:+.3f}",
-                str(told.window),
-                str(told.half),
-                newton if told.converged is not False else f"more than {told.iterations}",
-                f"{told.adjoint:.2g}",
-                f"{told.clip:.2g}",
-            ]
-        )
+        if told.converged is False:
+            newton = f"more than {told.iterations}"
+        line = [look.name, f"{look.loss:.3g}", f"{told.exponent:+.3f}", str(told.window)]
+        lines.append([*line, str(told.half), newton, f"{told.adjoint:.2g}", f"{told.clip:.2g}"])
     return page.table(header, lines)
 
 
 def watch(args: Namespace, footer: str) -> int:
     """Write the page on a run that trains, until it is interrupted."""
-    from flow import watching
-    from trainer import files
-
-    refresh = 0 if args.once else args.every
+    refresh = 0 if args.once else SECONDS
     while True:
         text = watching.watched(args.watch, refresh=refresh, footer=footer)
         files.write(str(args.output), text.encode())  # whole: a browser reads it at any time
         if args.once:
             return 0
         try:
-            time.sleep(args.every)
+            time.sleep(SECONDS)
         except KeyboardInterrupt:
             return 0
 

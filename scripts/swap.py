@@ -116,14 +116,9 @@ def train(programs: dict[str, str], sizes: Sizes) -> dict[str, Result]:
         module: Any = types.ModuleType(f"swaps_{len(states)}")
         sys.modules[module.__name__] = module  # where Equinox looks for a class's annotations
         exec(compile(source, name, "exec"), module.__dict__)
-        leaves, structure = _arrays(module.start(SYMBOLS, sizes.hidden, SYMBOLS, 0))
-
-        def update(leaves, xs, tags, module=module, structure=structure):
-            state, loss = module.update(structure(leaves), xs, tags)
-            return _arrays(state)[0], loss
-
-        states[name] = leaves
-        compiled[name] = jax.jit(update).lower(leaves, *batch(keys[0], sizes)).compile()
+        states[name] = module.start(SYMBOLS, sizes.hidden, SYMBOLS, 0)
+        lowered = jax.jit(module.update).lower(states[name], *batch(keys[0], sizes))
+        compiled[name] = lowered.compile()
         losses[name], seconds[name] = [], []
     with progress(sizes.updates) as tick:
         for k, key in enumerate(keys):
@@ -142,18 +137,6 @@ def train(programs: dict[str, str], sizes: Sizes) -> dict[str, Result]:
         )
         for name in programs
     }
-
-
-def _arrays(state):
-    """Return the arrays of a state, and what puts such arrays in their place."""
-    leaves, structure = jax.tree.flatten(state)
-    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-
-    def filled(arrays):
-        own = dict(zip(places, arrays, strict=True))
-        return structure.unflatten([own.get(k, leaf) for k, leaf in enumerate(leaves)])
-
-    return [leaves[k] for k in places], filled
 
 
 def table(found: dict[str, tuple[int, Result, Result]], updates: int) -> tables.Table:

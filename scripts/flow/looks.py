@@ -20,15 +20,7 @@ SPANS = 1, 8, 4, 2
 
 
 class Look(NamedTuple):
-    """A cell at a moment of its training.
-
-    Attributes:
-      name: for a heading.
-      run: on one batch.
-      d_ys: the gradient of that batch's loss by the cell's outputs.
-      loss: of that batch.
-      report: on these.
-    """
+    """A cell at a moment of its training: its run on a batch, and dL/dys of that batch's loss."""
 
     name: str
     run: Trajectory
@@ -37,30 +29,18 @@ class Look(NamedTuple):
     report: Report
 
 
-def job_of(args: argparse.Namespace, cell: str) -> jobs.Job:
-    """Return the task with a network of one cell."""
-    # Of copy: three symbols, and as long a delay as the length leaves.
-    told = {"job": args.task, "cell": cell, "layers": 1, "precision": "float32"}
-    told |= {"symbols": 3, "delay": max(args.length - 6, 1)}
-    return jobs.job_of(argparse.Namespace(**vars(args), **told))
-
-
-def compared(args: argparse.Namespace) -> Iterator[Look]:
-    """Yield one look for each cell, trained."""
-    for cell in args.cells:
-        job = job_of(args, cell)
-        *_, params = moments(job, args, at=(args.steps,))
-        yield from looked(cell, job, params, args.steps)
-
-
-def before_halfway_after(args: argparse.Namespace) -> Iterator[Look]:
-    """Yield three looks at the first cell while it trains."""
-    job = job_of(args, args.cells[0])
-    at = 0, args.steps // 2, args.steps
-    for step, params in zip(at, moments(job, args, at), strict=True):
-        name = f"{args.cells[0]}, {f'after {step} steps' if step else 'before training'}"
-        # On one batch, that of the end, so that only the parameters differ.
-        yield from looked(name, job, params, args.steps)
+def of_training(args: argparse.Namespace) -> Iterator[Look]:
+    """Train, and yield a look at each cell, or with `--moments` three at the first one."""
+    at = (0, args.steps // 2, args.steps) if args.moments else (args.steps,)
+    for cell in args.cells[:1] if args.moments else args.cells:
+        # Of copy: three symbols, and as long a delay as the length leaves.
+        told = {"job": args.task, "cell": cell, "layers": 1, "precision": "float32"}
+        told |= {"symbols": 3, "delay": max(args.length - 6, 1)}
+        job = jobs.job_of(argparse.Namespace(**vars(args), **told))
+        for step, params in zip(at, moments(job, args, at), strict=True):
+            when = f", {f'after {step} steps' if step else 'before training'}" * args.moments
+            # On one batch, that of the end, so that only the parameters differ.
+            yield from looked(cell + when, job, params, args.steps)
 
 
 def moments(job: jobs.Job, args: argparse.Namespace, at: tuple[int, ...]) -> Iterator[Any]:
@@ -79,16 +59,14 @@ def moments(job: jobs.Job, args: argparse.Namespace, at: tuple[int, ...]) -> Ite
 
 def of_checkpoint(folder: Path) -> Iterator[Look]:
     """Yield a look for each layer of a network that train.py has saved."""
-    found = saved.load(str(folder))
-    params = found.params
-    sizes = found.network._replace(watched=False)
-    if found.network.watched:
+    sizes, _, params, record = saved.load(str(folder))
+    if sizes.watched:
         params = tuple(each.cell for each in params)
-    job = jobs.job_of(argparse.Namespace(**found.record["settings"]))
-    job = job._replace(network=sizes)
+    job = jobs.job_of(argparse.Namespace(**record["settings"]))
+    job = job._replace(network=sizes._replace(watched=False))
     with jax.enable_x64(sizes.precision == "float64"):
         params = jax.tree.map(jnp.asarray, params)
-        yield from looked(found.record["settings"]["cell"], job, params, found.record["step"])
+        yield from looked(record["settings"]["cell"], job, params, record["step"])
 
 
 def looked(name: str, job: jobs.Job, params: Any, step: int) -> Iterator[Look]:

@@ -26,13 +26,7 @@ footer { color: #555; font-size: .85em; margin-top: 2em; border-top: 1px solid #
 
 
 class Section(NamedTuple):
-    """A heading, what it is about, and side by side beneath it a cell for each name.
-
-    Attributes:
-      heading: of the section.
-      about: how to read it.
-      cells: name to the HTML beneath it.
-    """
+    """A heading, how to read what is beneath it, and side by side the HTML of each name."""
 
     heading: str
     about: str
@@ -80,10 +74,12 @@ def words(text: str) -> str:
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table of plain text."""
-    rows = [f"<tr>{''.join(f'<th>{html.escape(each)}</th>' for each in header)}</tr>"]
-    for line in lines:
-        rows.append(f"<tr>{''.join(f'<td>{html.escape(each)}</td>' for each in line)}</tr>")
-    return "<table>\n" + "\n".join(rows) + "\n</table>"
+    rows = [_row("th", header), *(_row("td", line) for line in lines)]
+    return "\n".join(["<table>", *rows, "</table>"])
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def svg(axes: Any, name: str) -> str:

@@ -13,26 +13,19 @@ MOST = 400
 """Lines that are drawn: of a longer run, evenly spread, the last one among them."""
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run, without one that is being written."""
-    path = folder / NAME
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-
-
 def spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return every so manieth line, such that few are left, counted from the last one."""
-    every = -(-len(lines) // MOST)
-    return lines[::-1][::every][::-1] if every > 1 else lines
+    return lines[:: -max(1, -(-len(lines) // MOST))][::-1]
 
 
 def watched(folder: Path, *, refresh: int, footer: str) -> str:
     """Return the page on a folder as it is now."""
-    lines = spread(lines_of(folder))
+    path = folder / NAME
+    written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    # The last one may be in the making.
+    lines = spread([json.loads(line) for line in written if line.endswith("}\n")])
     if not lines:
-        intro = f"{folder / NAME} has no line yet; a run writes one every ten steps."
+        intro = f"{path} has no line yet; a run writes one every ten steps."
         return page.page("Nothing to see yet", intro, [], footer=footer, refresh=refresh)
     axes = plots.telemetry(lines)
     heading = axes.get_title(loc="left").replace("\n", " ")

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 VOID = "meta", "br", "link", "img"
+SMALL = "--length 12 --hidden 4 --batch 4 --steps 6".split()
 
 
 class Page(HTMLParser):
@@ -69,7 +70,7 @@ def main(name, argv):
 def test_cells_side_by_side(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     out = tmp_path / "page.html"
-    argv = ["--smoke", "--cells", "lstm,elman", "--output", str(out)]
+    argv = [*SMALL, "--cells", "lstm,elman", "--output", str(out)]
     assert main("gradient_flow", argv) == 0
     text = out.read_text()
     assert len(check(text)) == 12
@@ -81,7 +82,7 @@ def test_cells_side_by_side(tmp_path, monkeypatch):
 def test_moments_of_training(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     out = tmp_path / "page.html"
-    argv = ["--smoke", "--cells", "gru", "--task", "copy", "--moments", "--output", str(out)]
+    argv = [*SMALL, "--cells", "gru", "--task", "copy", "--moments", "--output", str(out)]
     assert main("gradient_flow", argv) == 0
     assert len(check(out.read_text())) == 18 and "gru, after 3 steps" in out.read_text()
 
