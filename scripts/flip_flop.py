@@ -78,21 +78,15 @@ def patterns(cell: jb.Cell, params: Any, found: FixedPoints) -> list[str]:
     return ["".join("0" if abs(y) < NEAR else "+" if y > 0 else "-" for y in each) for each in ys]
 
 
-def table(cell: jb.Cell, params: Any, found: FixedPoints, title: str) -> tables.Table:
+def table(bits: list[str], found: FixedPoints, title: str) -> tables.Table:
     """Return a line for every fixed point."""
     lines = []
-    each = zip(
-        patterns(cell, params, found),
-        found.unstable,
-        np.abs(found.eigenvalues[:, : BITS + 1]),
-        found.speeds,
-        found.counts,
-        strict=True,
-    )
-    for bits, unstable, moduli, speed, count in each:
+    for k, unstable in enumerate(found.unstable):
+        moduli = np.abs(found.eigenvalues[k, : BITS + 1])
         largest = ", ".join(f"{modulus:.3f}" for modulus in moduli)
         kind = "stable" if unstable == 0 else "saddle"
-        lines.append([bits, kind, str(unstable), largest, f"{speed:.0e}", str(count)])
+        speed, count = f"{found.speeds[k]:.0e}", str(found.counts[k])
+        lines.append([bits[k], kind, str(unstable), largest, speed, count])
     header = ["bits", "kind", "unstable directions", "largest moduli", "q", "candidates"]
     return tables.Table(title, header, lines)
 
@@ -119,7 +113,6 @@ def parser() -> Parser:
     top.add_argument("--seed", type=int, default=0, help="default 0")
     top.add_argument("--plot", type=output, metavar="FILE", help="draw the phase plane")
     pages.add_option(top)
-    top.add_argument("--smoke", action="store_true", help="a few updates and candidates, as a test")
     return top
 
 
@@ -127,9 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, search and print; return the exit status."""
     args = parser().parse_args(argv)
     pages.check(parser(), args.markdown, "flip_flop")
-    updates, count = (20, 32) if args.smoke else (args.updates, args.candidates)
     with jax.enable_x64(True):
-        results, run, found = studied(args, updates, count)
+        results, run, found = studied(args)
     pages.show(results, args.markdown, "flip_flop", argv)
     if args.plot is not None:
         from jax_bptt.diagnostics import plots
@@ -138,21 +130,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def studied(
-    args: Namespace, updates: int, count: int
-) -> tuple[list[tables.Table], Trajectory, FixedPoints]:
+def studied(args: Namespace) -> tuple[list[tables.Table], Trajectory, FixedPoints]:
     """Train and search, and return the tables, the run and the points that count."""
     cell = CELLS[args.cell](BITS, args.units, output_size=BITS)
-    params, loss = trained(cell, updates, args.seed)
-    run, all_found = searched(cell, params, count, args.seed)
+    params, loss = trained(cell, args.updates, args.seed)
+    run, all_found = searched(cell, params, args.candidates, args.seed)
     found = all_found.where(all_found.converged & ~all_found.outliers)
     left = len(all_found.speeds) - len(found.speeds)
     title = (
         f"{args.cell} of {args.units} units, mean squared error {loss:.1e}: fixed points without "
         f"input ({left} left out, as outliers or not converged)"
     )
-    lines = table(cell, params, found, title)
-    return [summary(patterns(cell, params, found), found), lines], run, found
+    bits = patterns(cell, params, found)
+    return [summary(bits, found), table(bits, found, title)], run, found
 
 
 if __name__ == "__main__":

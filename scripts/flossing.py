@@ -33,17 +33,7 @@ SEEDS, BATCH, LEARNED = 3, 16, 0.95
 
 
 class Case(NamedTuple):
-    """Sizes of a task and of its network.
-
-    Attributes:
-      units: H.
-      delay: D, in steps.
-      steps: T of a sequence.
-      exponents: k, how many are pushed to zero.
-      flossing: number of updates before training.
-      updates: number of updates of training.
-      rate: learning rate of training.
-    """
+    """Sizes of a task and a network: H, D, T, k, updates before and of training, learning rate."""
 
     units: int
     delay: int
@@ -126,11 +116,9 @@ def trained(task: str, case: Case, cell: jb.Cell, params: Any, key: Array) -> Ar
 
 
 class Kind(NamedTuple):
-    """One kind of start, for all seeds.
+    """A kind of start: root mean square of the first k exponents before training, right answers.
 
-    Attributes:
-      exponents: root mean square of the first k, before training.
-      right: share of right answers at each update, [SEEDS, updates].
+    Their share is [SEEDS, updates].
     """
 
     exponents: float
@@ -166,15 +154,9 @@ def table(task: str, case: Case, found: dict[str, Kind]) -> tables.Table:
     lines = []
     for kind, (exponents, right) in found.items():
         last = right[:, -max(case.updates // 20, 1) :].mean(1)
-        learned = [_learned(run) for run in right]
-        lines.append(
-            [
-                NAMES[kind],
-                f"{exponents:.3f}",
-                " ".join(f"{share:.2f}" for share in last),
-                " ".join("never" if at is None else str(at) for at in learned),
-            ]
-        )
+        shares = " ".join(f"{share:.2f}" for share in last)
+        learned = " ".join(str(_learned(run) or "never") for run in right)
+        lines.append([NAMES[kind], f"{exponents:.3f}", shares, learned])
     header = ["recurrent weights", "exponents, rms", "right at the end, by seed"]
     header.append(f"updates to {LEARNED:.0%}")
     title = (

@@ -31,12 +31,8 @@ class Example(NamedTuple):
     target: jax.Array
 
 
-class Gradients(NamedTuple):
-    """Each state's term of dE_N/dparams, and what jax.grad says of the whole and of s_N alone."""
-
-    terms: Any
-    total: Any
-    one_path: Any
+Named = dict[str, np.ndarray]
+"""Arrays by the lecture's letters: `Ws` for the parameter `w_s`."""
 
 
 def make_example(
@@ -58,18 +54,11 @@ def make_example(
     )
 
 
-def run_states(example: Example) -> list[Any]:
-    """Return s_0 .. s_N, step by step as the lecture unfolds them."""
-    cell, params, xs, state, _ = example
-    weights = cell.prepare(params)
-    states = [state]
-    for x in xs:
-        states.append(cell.step(weights, states[-1], cell.project(weights, x)))
-    return states
+def gradients(example: Example) -> tuple[Named, Named, Named]:
+    """Return each state's term, and by jax.grad of the plain scan the whole and that of s_N alone.
 
-
-def gradients(example: Example) -> Gradients:
-    """Compute the terms, and by jax.grad of the plain scan what they have to add up to."""
+    The terms have to add up to the whole.
+    """
     cell, params, xs, state, target = example
     scan = jb.autodiff()
 
@@ -80,14 +69,14 @@ def gradients(example: Example) -> Gradients:
     before, _ = jb.unroll(cell, params, xs[:-1], state, algorithm=scan)
     _, ys = jb.unroll(cell, params, xs[-1:], before, algorithm=scan)
     terms = jb.contributions(cell, params, xs, state, -2 * (target - ys[-1]), step=len(xs))
+    whole = jax.grad(error)(params, xs, state)
     # For jax.grad of one step from s_{N-1}, that state is a constant: the naive path.
-    return Gradients(
-        terms, jax.grad(error)(params, xs, state), jax.grad(error)(params, xs[-1:], before)
-    )
+    one_path = jax.grad(error)(params, xs[-1:], before)
+    return by_name(terms), by_name(whole), by_name(one_path)
 
 
-def by_name(tree: Any) -> dict[str, np.ndarray]:
-    """Name the parameters in the lecture's letters: `w_s` is Ws."""
+def by_name(tree: Any) -> Named:
+    """Name the parameters in the lecture's letters."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path[-1].name.replace("w_", "W"): np.asarray(leaf) for path, leaf in leaves}
 
@@ -130,13 +119,16 @@ def largest_gap(a: Any, b: Any) -> float:
     return float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
 
 
-def print_walk(example: Example, computed: Gradients) -> None:
+def print_walk(example: Example, terms: Named, total: Named, one_path: Named) -> None:
     """Print the lecture's own model with every matrix of every term."""
-    terms, total, one_path = map(by_name, computed)
-    matrices = {name: w[:, 0] if w.ndim == 3 else w for name, w in by_name(example.params).items()}
-    w_x, w_s, w_y = matrices["Wx"], matrices["Ws"], matrices["Wy"]
-    states = np.stack(run_states(example))
-    xs, target, last = np.asarray(example.xs), np.asarray(example.target), len(example.xs)
+    cell, params, *arrays = example
+    w_x, w_s, w_y = (np.asarray(w) for w in (params.w_x[:, 0], params.w_s[:, 0], params.w_y))
+    weights, states = cell.prepare(params), [example.state]
+    for x in example.xs:
+        states.append(cell.step(weights, states[-1], cell.project(weights, x)))
+    states = np.stack(states)
+    xs, _, target = map(np.asarray, arrays)
+    last = len(xs)
     y = states[last] @ w_y
     d_y = -2 * (target - y)
 
@@ -220,10 +212,8 @@ def print_factors(last: int, d_y: Any, w_s: Any, w_y: Any, states: Any) -> dict[
     return d_states
 
 
-def print_table(example: Example, computed: Gradients) -> None:
-    """Print the norm of every term, for any cell and any number of steps."""
-    terms, total, one_path = map(by_name, computed)
-    last = len(example.xs)
+def print_table(last: int, terms: Named, total: Named, one_path: Named) -> None:
+    """Print the norm of every term, for any cell and any number of steps N = `last`."""
     norms = {name: np.linalg.norm(term.reshape(last, -1), axis=1) for name, term in terms.items()}
     sums = {name: term.sum(axis=0) for name, term in terms.items()}
     print(f"\nFrobenius norm of each state's term of dE_{last}/dW, E_{last} = sum((d - y)^2)\n")
@@ -259,17 +249,14 @@ def seed(text: str) -> int:
 def make_parser() -> Parser:
     """Return the command line's parser."""
     parser = Parser(prog="lecture.py", description=__doc__)
-    parser.add_argument("--steps", type=positive, default=3, metavar="N", help="N (3)")
-    parser.add_argument("--inputs", type=positive, default=2, metavar="I", help="size of x (2)")
-    parser.add_argument("--hidden", type=positive, default=3, metavar="H", help="size of s (3)")
-    parser.add_argument("--outputs", type=positive, default=2, metavar="O", help="size of y (2)")
-    parser.add_argument(
-        "--cell", choices=CELLS, default="elman", help="the cell (elman, the lecture's)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="K", help="of all draws (0)")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the terms of Wx and Ws (.png, .pdf, .svg)"
-    )
+    add = parser.add_argument
+    add("--steps", type=positive, default=3, metavar="N", help="N (3)")
+    add("--inputs", type=positive, default=2, metavar="I", help="size of x (2)")
+    add("--hidden", type=positive, default=3, metavar="H", help="size of s (3)")
+    add("--outputs", type=positive, default=2, metavar="O", help="size of y (2)")
+    add("--cell", choices=CELLS, default="elman", help="the cell (elman, the lecture's)")
+    add("--seed", type=seed, default=0, metavar="K", help="of all draws (0)")
+    add("--plot", type=Path, metavar="FILE", help="draw the terms of Wx and Ws (.png, .pdf, .svg)")
     return parser
 
 
@@ -287,11 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.cell}: N = {args.steps} steps, I = {args.inputs} inputs, ", end="")
         print(f"H = {args.hidden} units, O = {args.outputs} outputs, float64, seed {args.seed}")
         if args.cell == "elman" and max(args.steps, *sizes) <= MAX_WALK:
-            print_walk(example, computed)
+            print_walk(example, *computed)
         else:
-            print_table(example, computed)
+            print_table(args.steps, *computed)
     if args.plot is not None:
-        terms = by_name(computed.terms)
+        terms, *_ = computed
         try:
             plot_contributions({name: terms[name] for name in ("Wx", "Ws")}).savefig(args.plot)
         except (ImportError, OSError, ValueError) as error:

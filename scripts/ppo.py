@@ -56,10 +56,7 @@ def compiled(layer: str, sizes: ppo.Sizes, turn: int) -> tuple[Any, Any]:
     """Return the compiled turn of training and the compiled test of a layer."""
 
     def train(runner):
-        def update(runner, _):
-            return ppo.update(layer, runner, sizes.steps)
-
-        return jax.lax.scan(update, runner, length=turn)
+        return jax.lax.scan(lambda r, _: ppo.update(layer, r, sizes.steps), runner, length=turn)
 
     def test(runner):
         return ppo.final_return(layer, runner, TEST_STEPS)
@@ -115,15 +112,10 @@ def results(runs: list[Run]) -> tables.Table:
     lines = []
     for layer in dict.fromkeys(run.layer for run in runs):
         own = [run for run in runs if run.layer == layer]
+        milliseconds = 1e3 * np.median([s for run in own for s in run.seconds])
+        finals = ", ".join(f"{run.final:.3f}" for run in own)
         reached = sum(run.final == task.OPTIMUM for run in own)
-        lines.append(
-            [
-                layer,
-                f"{1e3 * np.median([s for run in own for s in run.seconds]):.1f}",
-                ", ".join(f"{run.final:.3f}" for run in own),
-                f"{reached} of {len(own)}",
-            ]
-        )
+        lines.append([layer, f"{milliseconds:.1f}", finals, f"{reached} of {len(own)}"])
     header = ["layer", "ms an update", "return of the likeliest actions, by seed", "at the optimum"]
     return tables.Table("Layers", header, lines)
 

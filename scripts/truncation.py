@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from benchmarks import pages, pictures
 
 import jax_bptt as jb
@@ -96,11 +95,8 @@ def closed_form(window: int) -> float:
 def descended(algorithm: Any, updates: int, key: jax.Array, scale: float) -> jax.Array:
     """Return theta after each update of gradient descent on (s_T[0] - 1)^2 / 2.
 
-    Args:
-      algorithm: an algorithm, or a function of a key that makes one.
-      updates: how many; the state is carried from one to the next.
-      key: what a function is called with, another one at each update.
-      scale: the learning rate.
+    The algorithm may be a function that makes one of a key, another one at each update. The state
+    is carried from one update to the next.
     """
 
     def update(carry, key):
@@ -131,24 +127,19 @@ def balance(updates: int, windows: Sequence[int]) -> tuple[list[tables.Table], d
     coefficients = tables.Table(title, ["window K", "jax_bptt", "closed form"], lines)
 
     key, runs = jax.random.key(0), []
-    for window in WINDOWS:
-        algorithm = jb.truncated(window, sliding=True)
+    named = {f"truncated({k}, sliding=True)": jb.truncated(k, sliding=True) for k in WINDOWS}
+    for name, algorithm in (named | {"bptt()": jb.bptt()}).items():
         theta = np.asarray(descended(algorithm, updates, key, RATE))
-        runs.append([f"truncated({window}, sliding=True)", _ending(theta), ""])
-    theta = np.asarray(descended(jb.bptt(), updates, key, RATE))
-    runs.append(["bptt()", _ending(theta), ""])
+        runs.append([name, _ending(theta), ""])
     for name, rate in ARTBP:
-        by_seed = jax.vmap(lambda key, rate=rate: descended(_drawn(rate), updates, key, RATE / 10))
+        cut = functools.partial(jb.artbp, rate)
+        by_seed = jax.vmap(lambda key, cut=cut: descended(cut, updates, key, RATE / 10))
         thetas = np.asarray(by_seed(jax.random.split(key, SEEDS)))[:, -updates // 10 :]
         spread = f"{thetas.mean(axis=1).std():.3f}"
         runs.append([name, f"{thetas.mean():.4f}", spread])
     header = ["gradient", "theta at the end", "spread over seeds"]
     title = f"Training from theta = {START}, the optimum being {OPTIMUM:.4f}"
     return [coefficients, tables.Table(title, header, runs)], found
-
-
-def _drawn(rate):
-    return functools.partial(jb.artbp, rate)
 
 
 def _ending(theta):
@@ -195,13 +186,10 @@ def _accuracy(delay: int, updates: int, algorithm: jb.Algorithm) -> float:
     cell = jb.gru(16, 32, output_size=tasks.TOKENS)
     layer = jb.layer(jb.embedding(cell, vocabulary_size=tasks.TOKENS))
     batches = tasks.drawn(functools.partial(tasks.copy, delay=delay, symbols=1, batch=32), 0)
-
-    def score(ys, targets):
-        return optax.softmax_cross_entropy_with_integer_labels(ys, targets).mean()
-
     settings = loop.Settings(1e-2, 1.0, updates)
     first = loop.start(layer.init(jax.random.key(0)), None, settings)
-    *_, last = loop.fit(losses.fresh(layer, score, algorithm), first, batches, settings)
+    loss = losses.fresh(layer, losses.cross_entropy, algorithm)
+    *_, last = loop.fit(loss, first, batches, settings)
     xs, targets = tasks.copy(np.random.default_rng(1), delay=delay, symbols=1, batch=512)
     _, ys = layer.apply(last.learner.params, xs)
     return float(jnp.mean(ys[-1].argmax(-1) == targets[-1]))

@@ -162,21 +162,6 @@ def forward_only(cell: jb.Cell) -> jb.Cell:
     return cell._replace(step=step, project=lambda weights, x: x * weights.w_in)
 
 
-def holding(cell: jb.Cell, layers: int, bits: int) -> jb.Cell:
-    """Return the cell for inputs (x, moves): units whose `moves` is False hold their state."""
-
-    def step(weights, state, inputs):
-        drive, moves = inputs
-        new = cell.step(weights, state, drive)
-        return jax.tree.map(lambda new, old: jnp.where(moves, new, old), new, state)
-
-    return cell._replace(
-        step=step,
-        project=lambda weights, inputs: (cell.project(weights, inputs[0]), inputs[1]),
-        input_spec=(cell.input_spec, jax.ShapeDtypeStruct((layers * bits,), bool)),
-    )
-
-
 @jax.jit
 def objective(main: Array, extra: Array, state: Array, sequence: Array) -> Array:
     """Return the loss L, by `jb.unroll`.
@@ -218,9 +203,10 @@ def loss(
     late = layers - 1
     front = jb.LSTMState(state[0::2].reshape(-1), state[1::2].reshape(-1))
     xs = jnp.concatenate([sequence[:-1], jnp.zeros((late, bits), sequence.dtype)])
-    if late:
-        moves = jnp.repeat(jnp.tri(late, layers, dtype=bool), bits, axis=1)
-        front, _ = jb.unroll(holding(cell, layers, bits), params, (xs[:late], moves), front)
+    weights, layer = cell.prepare(params), jnp.arange(layers * bits) // bits
+    for k in range(late):
+        new, moves = cell.step(weights, front, cell.project(weights, xs[k])), layer <= k
+        front = jax.tree.map(lambda new, old, moves=moves: jnp.where(moves, new, old), new, front)
     _, ys = jb.unroll(cell, params, xs[late:], front, algorithm=algorithm)
     normalised = ys - jnp.log(2 + jnp.exp(ys).sum(-1, keepdims=True))
     return -(sequence[1:] * normalised).mean()

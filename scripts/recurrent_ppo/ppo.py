@@ -159,8 +159,8 @@ def update(layer: str, runner: Runner, steps: int) -> tuple[Runner, Curve]:
 
     def learn(state, chosen):
         params, moments = state
-        picked = jax.tree.map(lambda a: a[:, chosen], rollout._replace(carry=rollout.carry[None]))
-        picked = picked._replace(carry=picked.carry[0])
+        rows = jax.tree.map(lambda a: a[:, chosen], rollout._replace(carry=None))
+        picked = rows._replace(carry=rollout.carry[chosen])
         value, grads = jax.value_and_grad(loss)(params, layer, picked, advantage[:, chosen])
         changes, moments = optimizer().update(grads, moments)
         return (optax.apply_updates(params, changes), moments), value

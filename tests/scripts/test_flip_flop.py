@@ -15,7 +15,8 @@ def test_a_run(tmp_path, capsys, monkeypatch):
     script = importlib.import_module("flip_flop")
     page = tmp_path / "page.md"
     page.write_text("<!-- bench flip_flop -->\n<!-- end of bench flip_flop -->\n")
-    argv = ["--smoke", "--markdown", str(page), "--plot", str(tmp_path / "plot.svg")]
+    argv = ["--updates", "20", "--candidates", "32"]
+    argv += ["--markdown", str(page), "--plot", str(tmp_path / "plot.svg")]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert script.main(argv) == 0
     assert "gru of 16 units" in capsys.readouterr().out
@@ -30,7 +31,7 @@ def test_eight_memories_and_the_saddles_between(monkeypatch):
     script = importlib.import_module("flip_flop")
     args = script.parser().parse_args([])
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        _, _, found = script.studied(args, args.updates, args.candidates)
+        _, _, found = script.studied(args)
     assert found.stable.sum() == 8 and found.unstable.tolist().count(1) == 12
 
 
