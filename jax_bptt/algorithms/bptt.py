@@ -237,9 +237,7 @@ def block_length_of(cell: Cell, weights: PyTree, xs: PyTree) -> int:
 def automatic_block_length(steps: int, rows: int, step_bytes: int) -> int:
     """Return the block length for T = `steps`.
 
-    Among the lengths within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the one that
-    leaves the least of T over, and of those the nearest: what is left over is one more block to
-    compile.
+    Within a factor of two of what `DRIVE_BYTES` and `ROWS` ask for, the `even_length`.
 
     Args:
       steps: T.
@@ -252,5 +250,12 @@ def automatic_block_length(steps: int, rows: int, step_bytes: int) -> int:
     target = min(max(DRIVE_BYTES // max(step_bytes, 1), least), most)
     if steps <= target:
         return steps
-    near = range(-(-target // 2), 2 * target + 1)
-    return min(near, key=lambda k: (steps % k, abs(k - target)))
+    return even_length(steps, target, -(-target // 2), 2 * target)
+
+
+def even_length(steps: int, target: int, least: int, most: int) -> int:
+    """Return the length from `least` to `most` that leaves the fewest of T = `steps` over.
+
+    Of several the nearest to `target`. What is left over is one more block to compile.
+    """
+    return min(range(least, most + 1), key=lambda k: (steps % k, abs(k - target)))

@@ -30,13 +30,15 @@ class Saved(NamedTuple):
 
     Attributes:
       inputs: of the run.
-      slots: states, [slots, *batch, ...], as `schedule` numbers them.
+      slots: states, [slots, *batch, ...], as `schedule` numbers them; with `parked` only the last.
+      parked: the states that enter the blocks, [blocks, *batch, ...], in the host's memory; or None.
       kept: states and residuals of the last blocks, [kept, K, *batch, ...]; None for none.
       plan: by which they were kept.
     """
 
     inputs: Inputs
     slots: PyTree
+    parked: PyTree
     kept: PyTree
     plan: Plan
 
@@ -47,6 +49,7 @@ def checkpointed(
     count: int | None = None,
     block_length: int | None = None,
     memory_budget: str | int | None = None,
+    on_host: bool = False,
 ) -> Algorithm:
     """Return exact backpropagation through time that keeps few states and runs blocks again.
 
@@ -77,13 +80,17 @@ def checkpointed(
         smaller, so that states come first. Under `jax.vmap` the budget is that of one example, and
         where XLA splits the batch over devices that of all of them. What a block takes is counted
         in its traced reverse pass, and a quarter added for what a compiler copies.
+      on_host: whether the first states of all blocks are parked in the memory of the host, each of
+        them on its way while the next block runs. They are no part of a budget, and each step is
+        run again once. On a CPU it is the same memory.
 
     Returns:
       An `Algorithm` for `unroll`; `explain` says what it keeps and runs again.
 
     Raises:
       ValueError: a number is not positive, or `memory_budget` is given besides, no size, or below
-        the least possible, which the message names.
+        the least possible, which the message names; or `count` is given with `on_host`.
+      TypeError: `on_host` is not a bool.
 
     References:
       A. Griewank and A. Walther (2000), "Algorithm 799: revolve". A. Gruslys, R. Munos, I.
@@ -110,12 +117,21 @@ def checkpointed(
         memory_budget is None or (count is None and block_length is None),
         "checkpointed: memory_budget chooses count and block_length; pass it alone, or these",
     )
+    require(
+        isinstance(on_host, bool),
+        f"checkpointed: on_host must be True or False, got {shown(on_host)}",
+        TypeError,
+    )
+    require(
+        not (on_host and count is not None),
+        "checkpointed: on_host keeps the first states of all blocks; pass it or count, not both",
+    )
     budget = None if memory_budget is None else parsed(memory_budget)
 
     def plan(cell, inputs):
         if budget is not None:
-            return by_bytes(cell, inputs, budget)
-        return by_count(inputs, count, block_length)
+            return by_bytes(cell, inputs, budget, on_host)
+        return by_count(inputs, count, block_length)._replace(on_host=on_host)
 
     def forward(cell, inputs):
         return _forward(cell, inputs, plan(cell, inputs))
@@ -153,29 +169,34 @@ def _forward(cell: Cell, inputs: Inputs, plan: Plan) -> tuple[tuple[PyTree, PyTr
     def block(carry, action):
         state, slots, kept, ys = carry
         at = action.block * length
+        parked = _moved(state, jax.memory.Space.Host) if plan.on_host else None
         state, made = run_block(cell, part(inputs, state, at, length), keep=plan.kept > 0)
         if plan.kept:
             # What a block before them writes is written over.
             kept = _put(kept, made, jnp.maximum(action.block - first, 0))
         own = over_time(cell, cell.readout)(inputs.weights, made[0])
-        return (state, _put(slots, state, action.store), kept, _write(ys, own, at)), None
+        slots = _put(slots, state, -1 if plan.on_host else action.store)
+        return (state, slots, kept, _write(ys, own, at)), parked
 
     # Made of what they hold, so that they lie on devices as that does.
     slots = _repeated(inputs.state, plan.slots)
     ys = _repeated(cell.readout(inputs.weights, inputs.state), steps)
     actions = schedule(plan.blocks, plan.states)[0]
     carry = inputs.state, slots, _room(cell, inputs, plan), ys
-    last_state, slots, kept, ys = lax.scan(block, carry, actions)[0] if plan.blocks else carry
+    parked = None
+    if plan.blocks:
+        carry, parked = lax.scan(block, carry, actions)
+    last_state, slots, kept, ys = carry
     if plan.rest:
         at = steps - plan.rest
         last_state, own = _outputs(cell, part(inputs, last_state, at, plan.rest))
         ys = _write(ys, own, at)
-    return (last_state, ys), Saved(inputs, slots, kept, plan)
+    return (last_state, ys), Saved(inputs, slots, parked, kept, plan)
 
 
 def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
     """Run and reverse the blocks as scheduled, what is left over of T first."""
-    inputs, slots, whole, plan = saved
+    inputs, slots, parked, whole, plan = saved
     actions = schedule(plan.blocks, plan.states)[1]
     first = plan.blocks - plan.kept
     straight = bool(actions.reverse.all())  # then the states that are kept stay as they are
@@ -194,10 +215,14 @@ def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
         around = reverse.surroundings(cell, own, states, g, residuals)
         return total.with_block(reverse.gradient(own, around, total.lam))
 
-    def block(carry, action):
+    def block(carry, steps):
         kept, total, d_xs = carry
+        action, state = steps
         at = action.block * plan.length
-        state = _read(slots if straight else kept, action.load)
+        if plan.on_host:
+            state = _moved(state, jax.memory.Space.Device)
+        else:
+            state = _read(slots if straight else kept, action.load)
         own, last_state, made = again(state, at, plan.length, action.block - first)
 
         def reversed_block(total):
@@ -223,7 +248,10 @@ def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
         total, d_x = pull(own, made, total, at, plan.rest)
         d_xs = _write(d_xs, d_x, at)
     carry = None if straight else slots, total, d_xs
-    _, total, d_xs = lax.scan(block, carry, actions)[0] if plan.blocks else carry
+    if plan.blocks:
+        from_last = jax.tree.map(lambda a: a[::-1], actions)
+        carry, _ = lax.scan(block, carry, (from_last, parked), reverse=True)
+    _, total, d_xs = carry
     return total.gradient(inputs.weights, d_xs)
 
 
@@ -241,6 +269,10 @@ def _room(cell: Cell, inputs: Inputs, plan: Plan) -> PyTree:
 def _write(tree: PyTree, steps: PyTree, at: Any) -> PyTree:
     """Return `tree` [T, ...] with these steps from step `at` on."""
     return jax.tree.map(lambda a, s: lax.dynamic_update_slice_in_dim(a, s, at, 0), tree, steps)
+
+
+def _moved(state: PyTree, space: jax.memory.Space) -> PyTree:
+    return jax.tree.map(lambda a: jax.device_put(a, space), state)
 
 
 def _read(slots: PyTree, slot: Any) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jax_bptt.algorithms.bptt import even_length
 from jax_bptt.core import trees
 from jax_bptt.core.checks import batch_shape, is_integer, require
 from jax_bptt.core.types import Cell, GatedStep, Inputs, PyTree
@@ -148,4 +149,5 @@ def block_length_of(name: str, cell: Cell, inputs: Inputs, given: int | None) ->
         return given
     space = vectors(cell, inputs)
     size = math.prod(space.shape) * space.shape[-1] * space.dtype.itemsize
-    return min(max(MATRIX_BYTES // max(size, 1), 1), max(steps, 1))
+    most = min(max(MATRIX_BYTES // max(size, 1), 1), max(steps, 1))
+    return even_length(steps, most, -(-most // 2), most)

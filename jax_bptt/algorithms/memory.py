@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from jax_bptt.algorithms.bptt import Total, block_length_of, run_block
+from jax_bptt.algorithms.bptt import Total, block_length_of, even_length, run_block
 from jax_bptt.algorithms.live_bytes import peak_bytes, size
 from jax_bptt.algorithms.schedule import repetitions, runs
 from jax_bptt.core import reverse, trees
@@ -34,6 +34,7 @@ class _Plan(NamedTuple):
     length: int
     states: int
     kept: int = 0
+    on_host: bool = False
 
 
 class Plan(Value, _Plan):
@@ -44,6 +45,7 @@ class Plan(Value, _Plan):
       length: K, steps of a block.
       states: how many are kept at a time, beside the first, the last and the latest.
       kept: blocks, the last ones, of which all states and residuals are kept.
+      on_host: whether the states are kept in the host's memory, those of all blocks.
     """
 
     @property
@@ -58,8 +60,8 @@ class Plan(Value, _Plan):
 
     @property
     def slots(self) -> int:
-        """States that there is room for."""
-        return self.states + 3
+        """States that there is room for on the device."""
+        return 1 if self.on_host else self.states + 3
 
     @property
     def again(self) -> int:
@@ -78,17 +80,18 @@ def by_count(inputs: Inputs, count: int | None, block_length: int | None) -> Pla
     return Plan(steps, length, most if count is None else min(count, most))
 
 
-def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
-    """Return the plan that runs the fewest steps again within `budget` bytes."""
+def by_bytes(cell: Cell, inputs: Inputs, budget: int, on_host: bool) -> Plan:
+    """Return the plan that runs the fewest steps again within `budget` bytes of the device."""
     steps, state = _steps(inputs), size(inputs.state)
     fixed, each = block_bytes(cell, inputs)
     made = size(made_of(cell, inputs, 1)) if steps else 0
     longest = max(min(block_length_of(cell, inputs.weights, inputs.xs), steps), 1)
     halves = [longest >> times for times in range(longest.bit_length())]
-    lengths = [min(_near(steps, length), max(steps, 1)) for length in halves]
+    near = [even_length(steps, k, -(-3 * k // 4), 4 * k // 3) for k in halves]
+    lengths = [min(k, max(steps, 1)) for k in near]
 
     def needed(length, count):
-        return math.ceil(fixed + length * each) + (count + 3) * state
+        return math.ceil(fixed + length * each) + ((0 if on_host else count) + 3) * state
 
     least = {k: needed(k, _fewest(steps // k)) for k in lengths}
     require(
@@ -99,8 +102,8 @@ def by_bytes(cell: Cell, inputs: Inputs, budget: int) -> Plan:
     plans = []
     for k in lengths:
         if least[k] <= budget:
-            count = (budget - needed(k, 0)) // max(state, 1)
-            plan = by_count(inputs, count, k)
+            count = None if on_host else (budget - needed(k, 0)) // max(state, 1)
+            plan = by_count(inputs, count, k)._replace(on_host=on_host)
             if plan.states >= plan.blocks - 2:  # no other use for what is left
                 spare = (budget - needed(k, plan.states)) // max(k * made, 1)
                 plan = plan._replace(kept=min(spare, plan.blocks))
@@ -157,10 +160,11 @@ def in_words(cell: Cell, inputs: Inputs, plan: Plan) -> str:
     fixed, each = block_bytes(cell, inputs)
     made = plan.length * size(made_of(cell, inputs, 1)) if plan.kept else 0
     kept = plan.slots * size(inputs.state) + plan.kept * made
+    parked = f" and {plan.blocks} in the memory of the host" if plan.on_host else ""
     return (
         f"checkpointed() takes T = {plan.steps} in {plan.blocks} blocks of {plan.length} steps"
         f"{left}, and is exact\n"
-        f"it keeps {plan.slots} states at a time{whole}, {kept} bytes, and "
+        f"it keeps {plan.slots} states at a time{whole}, {kept} bytes{parked}, and "
         f"needs no more than {math.ceil(fixed + plan.length * each)} bytes for a block\n"
         f"the reverse pass runs {plan.again} steps forward again"
     )
@@ -210,9 +214,3 @@ def _fewest(blocks: int) -> int:
     while repetitions(blocks, count) > count + 1:
         count += 1
     return count
-
-
-def _near(steps: int, length: int) -> int:
-    """Return a length within a third of this one that leaves the least of T over."""
-    near = range(-(-3 * length // 4), 4 * length // 3 + 1)
-    return min(near, key=lambda k: (steps % k, abs(k - length)))
