@@ -19,7 +19,7 @@ Modes (`grad` if none is named):
     devices    the gradient with the batch placed on several devices, by jit against shard_map:
                collectives, rows of the products, time, error; a process for each number of devices
     adaptors   the gradient through the modules for Flax and Equinox, against their own layers
-    compile-for   h200 or v5e: what their compilers make of the library, without such a device
+    compile-for   h200, v5e or both: what their compilers make of the library, without such a device
     accelerator   groups of times on a GPU or a TPU, as scripts/bench_accelerator.py
 
 Every competitor gets the same weights and inputs and is compared with a float64 reference before

@@ -169,11 +169,12 @@ ALGORITHMS = {
     "fused": jb.fused(),
     # Three blocks and a step that is left over; the second block is passed by before the third.
     "checkpointed": jb.checkpointed(count=0, block_length=2),
+    "checkpointed_on_host": jb.checkpointed(block_length=3, on_host=True),
     "parallel_adjoint": jb.parallel_adjoint(block_length=3),
 }
 
 # Those with a recursion of their own.
-OTHERS = {"checkpointed", "clipped", "parallel_adjoint"}
+OTHERS = {"checkpointed", "checkpointed_on_host", "clipped", "parallel_adjoint"}
 
 # One of each kind, for properties that rest with the algorithm: a gated step with a hand-written
 # pair, a plain step, a gated step that reads weights unit by unit, integers in the state, a complex

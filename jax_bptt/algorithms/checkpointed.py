@@ -30,8 +30,8 @@ class Saved(NamedTuple):
 
     Attributes:
       inputs: of the run.
-      slots: states, [slots, *batch, ...], as `schedule` numbers them; with `parked` only the last.
-      parked: the states that enter the blocks, [blocks, *batch, ...], in the host's memory; or None.
+      slots: states, [slots, *batch, ...], as `schedule` numbers them; of parked ones the last.
+      parked: states that enter the blocks, [blocks, *batch, ...], on the host; None for none.
       kept: states and residuals of the last blocks, [kept, K, *batch, ...]; None for none.
       plan: by which they were kept.
     """
@@ -76,10 +76,11 @@ def checkpointed(
         compiled gradient may take beside inputs and outputs, in place of the other two. K and
         `count` are chosen for the shapes and dtypes of the run such that few steps are run again;
         where the first states of all blocks leave room, the last blocks keep all states and
-        unit-wise Jacobians, and are not run again. A state spares as much as a block does and is
-        smaller, so that states come first. Under `jax.vmap` the budget is that of one example, and
-        where XLA splits the batch over devices that of all of them. What a block takes is counted
-        in its traced reverse pass, and a quarter added for what a compiler copies.
+        unit-wise Jacobians, and are not run again. States come first, which is no more than one
+        block from the optimum where what a block makes is as large as 16 states. Under `jax.vmap`
+        the budget is that of one example, and where XLA splits the batch over devices that of all
+        of them. What a block takes is counted in its traced reverse pass, and a quarter added for
+        what a compiler copies.
       on_host: whether the first states of all blocks are parked in the memory of the host, each of
         them on its way while the next block runs. They are no part of a budget, and each step is
         run again once. On a CPU it is the same memory.

@@ -90,25 +90,37 @@ def by_bytes(cell: Cell, inputs: Inputs, budget: int, on_host: bool) -> Plan:
     near = [even_length(steps, k, -(-3 * k // 4), 4 * k // 3) for k in halves]
     lengths = [min(k, max(steps, 1)) for k in near]
 
-    def needed(length, count):
-        return math.ceil(fixed + length * each) + ((0 if on_host else count) + 3) * state
+    def needed(length):
+        return math.ceil(fixed + length * each) + 3 * state
 
-    least = {k: needed(k, _fewest(steps // k)) for k in lengths}
+    one = 0 if on_host else state
+    least = {k: needed(k) + _fewest(steps // k) * one for k in lengths}
     require(
         budget >= min(least.values()),
         f"checkpointed: memory_budget of {budget} bytes is below the least possible for these "
         f"shapes, {min(least.values())} bytes. Pass that or more, or a smaller batch.",
     )
-    plans = []
-    for k in lengths:
-        if least[k] <= budget:
-            count = None if on_host else (budget - needed(k, 0)) // max(state, 1)
-            plan = by_count(inputs, count, k)._replace(on_host=on_host)
-            if plan.states >= plan.blocks - 2:  # no other use for what is left
-                spare = (budget - needed(k, plan.states)) // max(k * made, 1)
-                plan = plan._replace(kept=min(spare, plan.blocks))
-            plans.append(plan)
+    plans = [
+        filled(Plan(steps, k, 0, on_host=on_host), budget - needed(k), one, k * made)
+        for k in lengths
+        if least[k] <= budget
+    ]
     return min(plans, key=lambda plan: plan.again + BEGINNING * plan.blocks)
+
+
+def filled(plan: Plan, room: int, state: int, block: int) -> Plan:
+    """Return a plan with states in `room` bytes, and whole blocks where these leave some of it.
+
+    Args:
+      plan: without either.
+      room: bytes for both.
+      state: bytes of a state, 0 where they take none of the room.
+      block: bytes of what a block makes.
+    """
+    most = max(plan.blocks - 2, 0)
+    states = most if state == 0 else min(room // state, most)
+    spare = (room - states * state) // max(block, 1) if states == most else 0
+    return plan._replace(states=states, kept=min(spare, plan.blocks))
 
 
 def block_bytes(cell: Cell, inputs: Inputs) -> tuple[int, float]:

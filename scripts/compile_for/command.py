@@ -12,11 +12,11 @@ from pathlib import Path
 
 import jax
 
-from compile_for import h200, v5e
+from compile_for import both, h200, v5e
 from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, output
 
-DEVICES = {"h200": h200, "v5e": v5e}
+DEVICES = {"h200": h200, "v5e": v5e, "both": both}
 
 
 def parser() -> Parser:

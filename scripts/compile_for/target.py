@@ -83,12 +83,16 @@ def _installed(name: str) -> bool:
     return any((Path(folder) / "bin" / program).exists() for folder in folders)
 
 
+def topology(devices: int) -> Any:
+    """Return a machine with so many H200."""
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="", topology=f"1x1x{devices}", target_config=H200
+    )
+
+
 def h200() -> Target:
     """Return an H200."""
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x1", target_config=H200
-    )
-    return Target(topologies.make_mesh(topology, (1,), ("device",)))
+    return Target(topologies.make_mesh(topology(devices=1), (1,), ("device",)))
 
 
 @contextmanager

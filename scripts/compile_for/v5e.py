@@ -90,10 +90,14 @@ def obstacle(args: argparse.Namespace) -> str | None:
 def target(dump: Path) -> Target:
     """Start the compiler, which reads where to write to but once."""
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+    return Target(NamedSharding(Mesh(topology().devices[:1], ("d",)), PartitionSpec()), dump)
+
+
+def topology() -> Any:
+    """Return four TPUs."""
     # It would else look for the machine's own TPU, by asking a server for metadata.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    return Target(NamedSharding(Mesh(devices[:1], ("d",)), PartitionSpec()), dump)
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY)
 
 
 def bundles(listing: str) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ import pytest
 
 import jax_bptt as jb
 from jax_bptt.algorithms import checkpointed as module
-from jax_bptt.algorithms.memory import parsed
+from jax_bptt.algorithms.memory import Plan, filled, parsed
 from jax_bptt.algorithms.schedule import runs, schedule
 from tests import reference
 from tests.core.test_budgets import OPTIONS
@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "blocks": dict(block_length=3),
     "all_steps": dict(block_length=10),
     "bytes": dict(memory_budget="1GB"),
+    "on_host": dict(on_host=True),
+    "on_host_bytes": dict(on_host=True, memory_budget="1GB"),
 }
 
 
@@ -68,6 +70,38 @@ def test_the_schedule_reverses_all_blocks_with_the_fewest_runs(count):
         if blocks:
             taken = len(forward.block) - 1 + int((~backward.reverse).sum())
             assert taken == runs(blocks, count) == fewest(blocks, count)
+
+
+@functools.cache
+def fewest_of_both(n, room, block):
+    """Return the fewest blocks to run for n of them, by states of size 1 and blocks of `block`.
+
+    The dynamic programme of Gruslys et al.: run y blocks and keep the state they came to, or run y
+    blocks and keep all that the last of them made. The run of a block within its reversal counts.
+    """
+    if n == 0:
+        return 0
+    found = [n * (n + 1) // 2]
+    for y in range(1, n + 1):
+        if room >= 1 and y < n:
+            state = fewest_of_both(n - y, room - 1, block) + fewest_of_both(y, room, block)
+            found.append(y + state)
+        if room >= block:
+            rest = fewest_of_both(n - y, room - block, block)
+            found.append(y + rest + fewest_of_both(y - 1, room, block))
+    return min(found)
+
+
+def test_states_before_blocks_is_one_block_from_the_dynamic_programme():
+    block, most = 16, 9
+    for n in range(1, most + 1):
+        for room in range(n * (block + 1)):
+            plan = filled(Plan(n, 1, 0), room, 1, block)
+            assert plan.states + plan.kept * block <= room
+            # All are run once in the forward pass, and unless all are kept the last again, which
+            # the programme spares.
+            ran = max(n + plan.again - 1, n)
+            assert ran - fewest_of_both(n, room, block) in (0, 1)
 
 
 def pulled(name, algorithm, p):
@@ -246,6 +280,42 @@ def test_what_is_no_number(name, value):
 def test_a_budget_is_given_alone():
     with pytest.raises(ValueError, match="memory_budget chooses count and block_length"):
         jb.checkpointed(count=2, memory_budget="1MB")
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_states_go_to_the_host_and_come_back(on_host):
+    """A CPU has one memory: the program is lowered for a device that has another."""
+    cell = CELLS["elman"].cell
+    p = problem("elman")
+
+    def loss(params):
+        algorithm = jb.checkpointed(block_length=2, on_host=on_host)
+        return jb.unroll(cell, params, p.xs, p.state, algorithm=algorithm)[1].sum()
+
+    lowered = jax.jit(jax.grad(loss)).trace(p.params).lower(lowering_platforms=("cuda",))
+    assert ("pinned_host" in lowered.as_text()) == on_host
+
+
+def test_states_on_the_host_are_no_part_of_the_budget():
+    cell = BUDGETED["elman"]
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+    budget = 2 * least_budget(cell)
+
+    def again(on_host):
+        algorithm = jb.checkpointed(memory_budget=budget, on_host=on_host)
+        told = jb.explain(cell, params, xs, algorithm=algorithm)
+        assert ("in the memory of the host" in told) == on_host
+        return int(re.findall(r"runs (\d+) steps", told)[0])
+
+    assert again(True) <= T < again(False)
+
+
+def test_the_host_keeps_all_or_none():
+    with pytest.raises(ValueError, match="on_host keeps the first states of all blocks"):
+        jb.checkpointed(count=2, on_host=True)
+    with pytest.raises(TypeError, match="on_host must be True or False, got 1"):
+        jb.checkpointed(on_host=1)  # type: ignore
 
 
 def test_an_unknown_number_of_steps_is_refused():

@@ -11,6 +11,7 @@ from jax_bptt.algorithms.associative import associative
 from jax_bptt.algorithms.autodiff import autodiff
 from jax_bptt.algorithms.bptt import bptt
 from jax_bptt.algorithms.checkpointed import checkpointed
+from jax_bptt.algorithms.clipped import clipped
 from jax_bptt.algorithms.fused import fused
 from jax_bptt.algorithms.parallel_adjoint import parallel_adjoint
 from jax_bptt.cells.slstm import SLSTMState
@@ -147,7 +148,12 @@ def _algorithm(rng: Generator, subject: Subject, way: Callable) -> Algorithm | N
     if way is not programs.by_hand and chance(rng, 0.15):
         return autodiff()
     if chance(rng, 0.15):
-        return checkpointed(count=pick(rng, (None, 0, 1, 2)), block_length=pick(rng, (None, 1, 2)))
+        length = pick(rng, (None, 1, 2))
+        if chance(rng, 0.25):
+            return checkpointed(block_length=length, on_host=True)
+        return checkpointed(count=pick(rng, (None, 0, 1, 2)), block_length=length)
+    if chance(rng, 0.1):
+        return clipped(norm=1e9)  # out of reach
     if chance(rng, 0.1):
         return parallel_adjoint(block_length=pick(rng, (None, 1, 3)))
     return bptt(
