@@ -93,7 +93,7 @@ def fewest_of_both(n, room, block):
 
 
 def test_states_before_blocks_is_one_block_from_the_dynamic_programme():
-    block, most = 16, 9
+    block, most = 16, 14
     for n in range(1, most + 1):
         for room in range(n * (block + 1)):
             plan = filled(Plan(n, 1, 0), room, 1, block)
