@@ -99,10 +99,10 @@ def facts(gradient: Problem, mesh: Mesh) -> dict[str, Any]:
     ]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = jax.jit(jax.grad(gradient.loss, argnums=(0, 1))).lower(*args).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None
     return {
-        "collectives": hlo.collectives(hlo.parse(compiled.as_text())),
+        "collectives": hlo.collectives(hlo.parse(text)),
         "temp_bytes": memory.temp_size_in_bytes,
         "host_bytes": memory.host_temp_size_in_bytes,
     }
