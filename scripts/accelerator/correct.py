@@ -22,21 +22,13 @@ INTERPRETED: dict[str, Any] = {"interpret": True, "device": "gpu"}
 
 
 class Case(NamedTuple):
-    """Sides of a comparison.
+    """Sides of a comparison."""
 
-    Attributes:
-      cell: a name in `CELLS`.
-      H: units, and inputs.
-      D: size of a head, H for a dense matrix.
-      dtype: of weights and inputs.
-      flags: whether sequences have lengths, and resets or a mask.
-    """
-
-    cell: str
-    H: int
-    D: int
-    dtype: str
-    flags: bool = False
+    cell: str  # a name in `CELLS`
+    H: int  # units, and inputs
+    D: int  # size of a head, H for a dense matrix
+    dtype: str  # of weights and inputs
+    flags: bool = False  # whether sequences have lengths, and resets or a mask
 
     def __str__(self) -> str:
         """Return the case in one line for people."""

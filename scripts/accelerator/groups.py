@@ -28,23 +28,15 @@ Ways = dict[str, Callable[[], Callable[[], Any]] | str]
 
 
 class Group(NamedTuple):
-    """A group of measurements.
+    """A group of measurements."""
 
-    Attributes:
-      title: for the tables.
-      share: of the time of all groups.
-      rows: in order of value.
-      smoke: rows of a smoke run.
-      ways: `row -> ways to run it`; None where the rows are cases of kernels to be compared.
-      on_host: whether JAX is to leave the accelerator alone.
-    """
-
-    title: str
-    share: float
-    rows: Sequence[Any]
-    smoke: Sequence[Any]
+    title: str  # for the tables
+    share: float  # of the time of all groups
+    rows: Sequence[Any]  # in order of value
+    smoke: Sequence[Any]  # rows of a smoke run
+    # `row -> ways to run it`; None where the rows are cases of kernels to be compared
     ways: Callable[[Row], Ways] | None
-    on_host: bool = False
+    on_host: bool = False  # whether JAX is to leave the accelerator alone
 
     def planned(self, smoke: bool) -> Sequence[Any]:
         """Return the rows to measure."""

@@ -18,22 +18,15 @@ OWN_SHARE = 0.85
 
 
 class Outcome(NamedTuple):
-    """Outcome of a group.
+    """Outcome of a group."""
 
-    Attributes:
-      ended: "done", "out of time" where it left rows out, "timed out" where it was ended, "failed"
-        or "absent".
-      reason: why, for the last two.
-      rows: what it measured.
-      not_run: names of the rows that it did not.
-      environment: of its process.
-    """
-
+    # "done", "out of time" where it left rows out, "timed out" where it was ended, "failed" or
+    # "absent"
     ended: str
-    reason: str
-    rows: list[dict[str, Any]]
-    not_run: list[str]
-    environment: dict[str, Any]
+    reason: str  # why, for the last two
+    rows: list[dict[str, Any]]  # what it measured
+    not_run: list[str]  # names of the rows that it did not
+    environment: dict[str, Any]  # of its process
 
 
 def run(name: str, smoke: bool, seconds: float, tick: Callable[[], Any]) -> Outcome:

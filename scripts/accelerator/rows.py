@@ -17,20 +17,14 @@ DIRECTIONS = ("forward", "forward + backward")
 
 
 class Row(NamedTuple):
-    """Sizes of one measurement, I = H.
-
-    Attributes:
-      D: size of a head, H for a dense matrix.
-      dtype: of weights and inputs.
-      direction: of `DIRECTIONS`.
-    """
+    """Sizes of one measurement, I = H."""
 
     T: int
     B: int
     H: int
-    D: int
-    dtype: str
-    direction: str
+    D: int  # size of a head, H for a dense matrix
+    dtype: str  # of weights and inputs
+    direction: str  # of `DIRECTIONS`
 
     def __str__(self) -> str:
         """Return the row in one line for people."""

@@ -18,23 +18,14 @@ CALLED = re.compile(
 
 
 class Instruction(NamedTuple):
-    """An instruction of a computation.
+    """An instruction of a computation."""
 
-    Attributes:
-      name: unique in its computation.
-      opcode: such as `dot`; what XLA runs as a start and an end has the opcode of the whole.
-      shape: of the result; of its first array if it is a tuple.
-      operands: names.
-      called: names of the computations it calls.
-      text: behind the operands.
-    """
-
-    name: str
-    opcode: str
-    shape: tuple[int, ...]
-    operands: list[str]
-    called: list[str]
-    text: str
+    name: str  # unique in its computation
+    opcode: str  # such as `dot`; what XLA runs as a start and an end has the opcode of the whole
+    shape: tuple[int, ...]  # of the result; of its first array if it is a tuple
+    operands: list[str]  # names
+    called: list[str]  # names of the computations it calls
+    text: str  # behind the operands
 
 
 Program = dict[str, list[Instruction]]

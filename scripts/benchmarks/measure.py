@@ -30,52 +30,34 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Prepared(NamedTuple):
-    """A competitor ready to run on a row.
+    """A competitor ready to run on a row."""
 
-    Attributes:
-      call: runs once, waits for every output, and returns them.
-      results: what `call` returned -> dict of float64 arrays, named as in `plain.reference`.
-      outputs: computes ys the same way, likewise as a dict.
-      temp_bytes: temporary memory of the compiled function, on all devices together; None where
-        nobody tells.
-      compile_seconds: tracing, lowering and compiling together; None where there is no such thing.
-      note: what a reader has to know of how this row was run.
-    """
-
-    call: Callable[[], Any]
+    call: Callable[[], Any]  # runs once, waits for every output, and returns them
+    # what `call` returned -> dict of float64 arrays, named as in `plain.reference`
     results: Callable[[Any], dict[str, np.ndarray]]
-    outputs: Callable[[], dict[str, np.ndarray]]
+    outputs: Callable[[], dict[str, np.ndarray]]  # computes ys the same way, likewise as a dict
+    # temporary memory of the compiled function, on all devices together; None where nobody tells
     temp_bytes: int | None
+    # tracing, lowering and compiling together; None where there is no such thing
     compile_seconds: float | None
-    note: str = ""
+    note: str = ""  # what a reader has to know of how this row was run
 
 
 class Stepper(NamedTuple):
-    """A competitor ready to take streaming steps.
+    """A competitor ready to take streaming steps."""
 
-    Attributes:
-      step: takes the input of time t, waits, and returns y.
-      restart: goes back to the initial state.
-      array: y -> NumPy array of float64.
-    """
-
-    step: Callable[[int], Any]
-    restart: Callable[[], Any]
-    array: Callable[[Any], np.ndarray]
+    step: Callable[[int], Any]  # takes the input of time t, waits, and returns y
+    restart: Callable[[], Any]  # goes back to the initial state
+    array: Callable[[Any], np.ndarray]  # y -> NumPy array of float64
 
 
 class Task(NamedTuple):
-    """The part of a layer that is timed.
+    """The part of a layer that is timed."""
 
-    Attributes:
-      function: `(run, mesh) -> fun(params, xs)`, to be compiled.
-      results: `(model, outputs) -> dict` named as in `plain.reference`.
-      products: how many times the products of a forward pass it takes.
-    """
-
-    function: Callable[..., Callable]
+    function: Callable[..., Callable]  # `(run, mesh) -> fun(params, xs)`, to be compiled
+    # `(model, outputs) -> dict` named as in `plain.reference`
     results: Callable[[Model, Any], dict[str, Any]]
-    products: int
+    products: int  # how many times the products of a forward pass it takes
 
 
 def _forward(run, mesh):
@@ -144,17 +126,11 @@ def temporary(executable: Any, mesh: Mesh | None) -> int:
 
 
 class Compiled(NamedTuple):
-    """A function compiled for its arguments.
+    """A function compiled for its arguments."""
 
-    Attributes:
-      call: runs it once, waits for every output, and returns them.
-      executable: of JAX.
-      seconds: of tracing, lowering and compiling together.
-    """
-
-    call: Callable[[], Any]
-    executable: Any
-    seconds: float
+    call: Callable[[], Any]  # runs it once, waits for every output, and returns them
+    executable: Any  # of JAX
+    seconds: float  # of tracing, lowering and compiling together
 
 
 def compiled(fun: Callable, args: Any, options: dict[str, Any] | None = None) -> Compiled:

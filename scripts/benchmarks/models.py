@@ -13,26 +13,20 @@ from jax_bptt.testing.libraries.layers import Layer
 
 
 class Model(NamedTuple):
-    """A recurrent layer of some library under JAX.
+    """A recurrent layer of some library under JAX."""
 
-    Attributes:
-      pack: shared weights, as arrays -> the library's own parameters.
-      unpack: a gradient like the parameters -> a dict like the shared weights. Leaves that the
-        library has no parameter for are missing.
-      run: `(params, xs [T, B, I]) -> ys [T, B, H]`, from a state of zeros.
-      start: `(params, batch) -> state`, that state.
-      step: `(params, state, x [B, I]) -> (state, y [B, H])`, one streaming step.
-      equations: the name in `plain.STEPS` of what it computes; None if that is the row's cell.
-      note: what a reader has to know about the model to judge its row.
-    """
-
-    pack: Callable[[Weights], Any]
+    pack: Callable[[Weights], Any]  # shared weights, as arrays -> the library's own parameters
+    # a gradient like the parameters -> a dict like the shared weights. Leaves that the library has
+    # no parameter for are missing
     unpack: Callable[[Any], Weights]
+    # `(params, xs [T, B, I]) -> ys [T, B, H]`, from a state of zeros
     run: Callable[[Any, Any], Any]
-    start: Callable[[Any, int], Any]
+    start: Callable[[Any, int], Any]  # `(params, batch) -> state`, that state
+    # `(params, state, x [B, I]) -> (state, y [B, H])`, one streaming step
     step: Callable[[Any, Any, Any], Any]
+    # the name in `plain.STEPS` of what it computes; None if that is the row's cell
     equations: str | None = None
-    note: str = ""
+    note: str = ""  # what a reader has to know about the model to judge its row
 
 
 def of_layer(layer: Layer, row: Row) -> Model:

@@ -35,27 +35,18 @@ Report = dict[str, Any]
 
 
 class Mode(NamedTuple):
-    """A mode of the script.
+    """A mode of the script."""
 
-    Attributes:
-      shapes: default (T, B, I, H).
-      run: `(arguments, rows, peers that can be imported) -> report`.
-      tables: the report for a terminal.
-      options: names of the options it takes beside the ones that all take.
-      page: the report for a Markdown file, None where it is that for a terminal.
-      cells: what `--cells` can name.
-      default_cells: what it names by default.
-      algorithms: of the library, by default.
-    """
-
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]  # default (T, B, I, H)
+    # `(arguments, rows, peers that can be imported) -> report`
     run: Callable[[argparse.Namespace, list[Row], list[str]], Report]
-    tables: Callable[[Report], list[Table]]
-    options: tuple[str, ...]
+    tables: Callable[[Report], list[Table]]  # the report for a terminal
+    options: tuple[str, ...]  # names of the options it takes beside the ones that all take
+    # the report for a Markdown file, None where it is that for a terminal
     page: Callable[[Report], list[Table]] | None = None
-    cells: tuple[str, ...] = tuple(GATES)
-    default_cells: tuple[str, ...] = ("elman", "gru", "lstm")
-    algorithms: tuple[str, ...] = ("bptt",)
+    cells: tuple[str, ...] = tuple(GATES)  # what `--cells` can name
+    default_cells: tuple[str, ...] = ("elman", "gru", "lstm")  # what it names by default
+    algorithms: tuple[str, ...] = ("bptt",)  # of the library, by default
 
 
 def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:

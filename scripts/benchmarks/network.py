@@ -23,16 +23,13 @@ CELL = "lstm"
 
 
 class Network(NamedTuple):
-    """A way to run the layers, as pure functions.
+    """A way to run the layers, as pure functions."""
 
-    Attributes:
-      pack: weights, as arrays -> the way's own parameters.
-      unpack: a gradient like the parameters -> one like the weights.
-      run: `(params, xs [T, B, I], lengths [B]) -> ys [T, B, 2 H]`, zero beyond the lengths.
-    """
-
+    # weights, as arrays -> the way's own parameters
     pack: Callable[[list[tuple[Weights, Weights]]], Any]
+    # a gradient like the parameters -> one like the weights
     unpack: Callable[[Any], list[tuple[Weights, Weights]]]
+    # `(params, xs [T, B, I], lengths [B]) -> ys [T, B, 2 H]`, zero beyond the lengths
     run: Callable[[Any, Any, Any], Any]
 
 

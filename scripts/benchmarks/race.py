@@ -23,21 +23,13 @@ WIDE = 8
 
 
 class Settings(NamedTuple):
-    """How a race is run.
+    """How a race is run."""
 
-    Attributes:
-      algorithms: of the library; all ratios are to the first.
-      peers: names of the peers that can be imported.
-      rounds: interleaved rounds per row.
-      devices: the numbers of JAX's devices on which everything is tried, least first.
-      smoke: whether sizes are tiny.
-    """
-
-    algorithms: list[str]
-    peers: list[str]
-    rounds: int
-    devices: list[int]
-    smoke: bool
+    algorithms: list[str]  # of the library; all ratios are to the first
+    peers: list[str]  # names of the peers that can be imported
+    rounds: int  # interleaved rounds per row
+    devices: list[int]  # the numbers of JAX's devices on which everything is tried, least first
+    smoke: bool  # whether sizes are tiny
 
 
 TASKS = {"grad": measure.GRADIENT, "forward": measure.FORWARD}
@@ -60,18 +52,12 @@ def usable(row: Row, devices: list[int]) -> list[int]:
 
 
 class Contestant(NamedTuple):
-    """A competitor ready to run.
+    """A competitor ready to run."""
 
-    Attributes:
-      name: for the tables.
-      prepared: by the number of devices.
-      expected: its results and outputs in float64.
-      kinked: whether the derivative jumps, so that errors are taken in the root of the mean square.
-    """
-
-    name: str
-    prepared: dict[int, Prepared]
-    expected: dict[str, np.ndarray]
+    name: str  # for the tables
+    prepared: dict[int, Prepared]  # by the number of devices
+    expected: dict[str, np.ndarray]  # its results and outputs in float64
+    # whether the derivative jumps, so that errors are taken in the root of the mean square
     kinked: bool = False
 
 

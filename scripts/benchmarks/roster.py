@@ -24,19 +24,12 @@ UNROLLS = (1, 2, 4, 8)
 
 
 class Competitor(NamedTuple):
-    """One way to do a task on a row.
+    """One way to do a task on a row."""
 
-    Attributes:
-      name: for the tables.
-      prepare: `(data, task, mesh) -> Prepared`.
-      equations: the name in `plain.STEPS` of what it computes.
-      splits: whether it runs on JAX's devices, over which the batch can be split.
-    """
-
-    name: str
-    prepare: Callable[[Data, Task, Mesh | None], Prepared]
-    equations: str
-    splits: bool = True
+    name: str  # for the tables
+    prepare: Callable[[Data, Task, Mesh | None], Prepared]  # `(data, task, mesh) -> Prepared`
+    equations: str  # the name in `plain.STEPS` of what it computes
+    splits: bool = True  # whether it runs on JAX's devices, over which the batch can be split
 
 
 def absent(names: list[str]) -> dict[str, str]:

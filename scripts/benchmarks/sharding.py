@@ -37,14 +37,10 @@ SPECS = (P(), P(None, "batch"), P(None, "batch"), P("batch"))
 
 
 class Problem(NamedTuple):
-    """Something to differentiate.
+    """Something to differentiate."""
 
-    Attributes:
-      loss: `(params, xs, targets, lengths) -> number`.
-      args: what to take its gradient at; only the networks read the lengths.
-    """
-
-    loss: Callable[..., Any]
+    loss: Callable[..., Any]  # `(params, xs, targets, lengths) -> number`
+    # what to take its gradient at; only the networks read the lengths
     args: tuple[Any, Any, Any, Any]
 
 

@@ -14,15 +14,10 @@ STEPS, LANES = 1024, (64, 512)
 
 
 class Kernel(NamedTuple):
-    """A pair of kernels to compile.
+    """A pair of kernels to compile."""
 
-    Attributes:
-      dtype: of the state.
-      fixed: whether all steps have the same factors.
-    """
-
-    dtype: str
-    fixed: bool
+    dtype: str  # of the state
+    fixed: bool  # whether all steps have the same factors
 
     def __str__(self) -> str:
         """Return the pair in a few words."""

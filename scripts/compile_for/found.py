@@ -6,18 +6,10 @@ from jax_bptt.testing.tables import Table
 
 
 class Found(NamedTuple):
-    """The result of compiling for a device.
+    """The result of compiling for a device."""
 
-    Attributes:
-      document: all of it, for JSON.
-      tables: for a terminal.
-      page: for a page.
-      by: what compiled it and for what, in a line.
-      broken: the promises that are not kept, a line each.
-    """
-
-    document: dict[str, Any]
-    tables: list[Table]
-    page: list[Table]
-    by: str
-    broken: list[str]
+    document: dict[str, Any]  # all of it, for JSON
+    tables: list[Table]  # for a terminal
+    page: list[Table]  # for a page
+    by: str  # what compiled it and for what, in a line
+    broken: list[str]  # the promises that are not kept, a line each

@@ -31,20 +31,13 @@ sigmoid: an exponential and a reciprocal of four values. A GRU has three of them
 
 
 class Kernel(NamedTuple):
-    """A pair of kernels to compile.
+    """A pair of kernels to compile."""
 
-    Attributes:
-      cell: a name in `CELLS`.
-      size: units that a recurrent matrix takes: D of a head, or H of a dense cell.
-      dtype: of the operands.
-      flags: whether sequences have lengths, resets or a mask.
-      dense: whether a cluster is to share one matrix, or each block of threads to have a head.
-    """
-
-    cell: str
-    size: int
-    dtype: str
-    flags: bool = False
+    cell: str  # a name in `CELLS`
+    size: int  # units that a recurrent matrix takes: D of a head, or H of a dense cell
+    dtype: str  # of the operands
+    flags: bool = False  # whether sequences have lengths, resets or a mask
+    # whether a cluster is to share one matrix, or each block of threads to have a head
     dense: bool = False
 
     def __str__(self) -> str:

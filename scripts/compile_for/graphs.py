@@ -22,17 +22,11 @@ STEPS, BATCH, UNITS = 1024, 64, 512
 
 
 class Thunk(NamedTuple):
-    """Something that the host launches.
+    """Something that the host launches."""
 
-    Attributes:
-      kind: such as `kWhile`.
-      condition: whether it belongs to the condition of the loop around it.
-      children: what it launches itself.
-    """
-
-    kind: str
-    condition: bool
-    children: list["Thunk"]
+    kind: str  # such as `kWhile`
+    condition: bool  # whether it belongs to the condition of the loop around it
+    children: list["Thunk"]  # what it launches itself
 
 
 THUNK = re.compile(r"^(?P<indent> *)\d+: (?P<kind>k\w+)")
@@ -111,21 +105,15 @@ def sums_over_batch(shape: tuple[int, ...]) -> bool:
 
 
 class Measured(NamedTuple):
-    """Launches of a gradient.
+    """Launches of a gradient."""
 
-    Attributes:
-      one_graph: whether one CUDA graph encloses all loops.
-      loops: how many there are, over steps and over blocks of steps.
-      launches: of each loop over steps in the order in which they run, the last one in reverse:
-        kernels and copies in its body.
-      conditions: likewise, in its condition.
-      weight_products: shapes of the products in loops over steps that are gradients of weights.
-    """
-
-    one_graph: bool
-    loops: int
+    one_graph: bool  # whether one CUDA graph encloses all loops
+    loops: int  # how many there are, over steps and over blocks of steps
+    # of each loop over steps in the order in which they run, the last one in reverse: kernels and
+    # copies in its body
     launches: list[int]
-    conditions: list[int]
+    conditions: list[int]  # likewise, in its condition
+    # shapes of the products in loops over steps that are gradients of weights
     weight_products: list[tuple[int, ...]]
 
 

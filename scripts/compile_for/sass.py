@@ -24,19 +24,12 @@ from typing import NamedTuple
 
 
 class Instruction(NamedTuple):
-    """One instruction.
+    """One instruction."""
 
-    Attributes:
-      name: with all its suffixes, as `HMMA.16816.F32.BF16`.
-      operands: the rest of the line.
-      guarded: whether a predicate decides if it is executed.
-      target: the number of the instruction that a branch leads to, None for others.
-    """
-
-    name: str
-    operands: str
-    guarded: bool
-    target: int | None
+    name: str  # with all its suffixes, as `HMMA.16816.F32.BF16`
+    operands: str  # the rest of the line
+    guarded: bool  # whether a predicate decides if it is executed
+    target: int | None  # the number of the instruction that a branch leads to, None for others
 
 
 LINE = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<guard>@!?\w+\s+)?(?P<rest>[A-Z].*)")
@@ -129,38 +122,24 @@ def main_loop(code: list[Instruction]) -> list[Instruction]:
 
 
 class Needs(NamedTuple):
-    """The needs of a kernel, or the most that it may need: then None stands for any number.
+    """The needs of a kernel, or the most that it may need: then None stands for any number."""
 
-    Attributes:
-      registers: of a thread.
-      shared_bytes: shared memory of a block.
-      spilled_bytes: local memory of a thread, for registers that it had too few of.
-      instructions: those of a pass through the loop, per warp; and likewise
-      barriers: at which the warpgroups of a block meet,
-      cluster: barriers at which those of a cluster meet,
-      fences: between accesses of threads to shared memory and asynchronous copies, each with the
-        barrier of its warpgroup,
-      sent: stores into the shared memory of blocks of a cluster,
-      releases: fences that the whole GPU sees, one before each announcement of what is sent,
-      ring: waits for what is copied from global memory, or sent,
-      hmma: products on the tensor cores,
-      mufu: transcendental functions, square roots and reciprocals,
-      calls: of subroutines, whose instructions are not counted.
-    """
-
-    registers: int = 0
-    shared_bytes: int = 0
-    spilled_bytes: int = 0
-    instructions: int | None = None
-    barriers: int = 0
-    cluster: int = 0
+    registers: int = 0  # of a thread
+    shared_bytes: int = 0  # shared memory of a block
+    spilled_bytes: int = 0  # local memory of a thread, for registers that it had too few of
+    instructions: int | None = None  # those of a pass through the loop, per warp; and likewise
+    barriers: int = 0  # at which the warpgroups of a block meet
+    cluster: int = 0  # barriers at which those of a cluster meet
+    # between accesses of threads to shared memory and asynchronous copies, each with the barrier of
+    # its warpgroup
     fences: int = 0
-    sent: int = 0
+    sent: int = 0  # stores into the shared memory of blocks of a cluster
+    # fences that the whole GPU sees, one before each announcement of what is sent
     releases: int = 0
-    ring: int = 0
-    hmma: int = 0
-    mufu: int = 0
-    calls: int = 0
+    ring: int = 0  # waits for what is copied from global memory, or sent
+    hmma: int = 0  # products on the tensor cores
+    mufu: int = 0  # transcendental functions, square roots and reciprocals
+    calls: int = 0  # of subroutines, whose instructions are not counted
 
 
 def summary(body: list[Instruction]) -> Needs:

@@ -45,13 +45,9 @@ dnn_version_info { major: 9 minor: 12 }
 
 
 class Target(NamedTuple):
-    """A device that is not there.
+    """A device that is not there."""
 
-    Attributes:
-      mesh: of that one device.
-    """
-
-    mesh: Mesh
+    mesh: Mesh  # of that one device
 
     def shapes(self, tree: Any) -> Any:
         """Return the shapes of a tree of arrays, placed on the device."""

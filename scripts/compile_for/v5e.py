@@ -44,35 +44,21 @@ CELLS = {"lstm": jb.lstm, "gru": jb.gru, "elman": jb.elman}
 
 
 class Target(NamedTuple):
-    """A TPU that is not there.
+    """A TPU that is not there."""
 
-    Attributes:
-      sharding: of an array on one device of it.
-      dump: where its compiler writes.
-    """
-
-    sharding: NamedSharding
-    dump: Path
+    sharding: NamedSharding  # of an array on one device of it
+    dump: Path  # where its compiler writes
 
 
 class Line(NamedTuple):
-    """Facts about one compiled kernel.
+    """Facts about one compiled kernel."""
 
-    Attributes:
-      units: H.
-      name: of the kernel.
-      around: bundles of a block, besides those of its steps.
-      bundles: of a step.
-      floor: cycles that the matrix units need for the same products.
-      moved: bytes between HBM and VMEM at each step.
-    """
-
-    units: int
-    name: str
-    around: int
-    bundles: int
-    floor: float
-    moved: int
+    units: int  # H
+    name: str  # of the kernel
+    around: int  # bundles of a block, besides those of its steps
+    bundles: int  # of a step
+    floor: float  # cycles that the matrix units need for the same products
+    moved: int  # bytes between HBM and VMEM at each step
 
     @property
     def ratio(self) -> float:
