@@ -76,16 +76,14 @@ def _end(process: subprocess.Popen) -> None:
 
 def outcome(events: list[dict[str, Any]], timed_out: bool, status: int, said: str) -> Outcome:
     """Return what became of a group, from its events, its exit status and its last words."""
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for event in events:
-        by_kind.setdefault(event["event"], []).append(event)
-    done = [event["row"] for event in by_kind.get("row", [])]
+    by_kind = {event["event"]: event for event in events}  # there is one of each, but for rows
+    done = [event["row"] for event in events if event["event"] == "row"]
     names = {row["name"] for row in done}
-    planned = by_kind["plan"][0]["rows"] if "plan" in by_kind else []
+    planned = by_kind.get("plan", {"rows": []})["rows"]
     not_run = [name for name in planned if name not in names]
-    found = by_kind["environment"][0]["environment"] if "environment" in by_kind else {}
+    found = by_kind.get("environment", {"environment": {}})["environment"]
     if "absent" in by_kind:
-        ended, reason = "absent", by_kind["absent"][0]["reason"]
+        ended, reason = "absent", by_kind["absent"]["reason"]
     elif timed_out:
         ended, reason = "timed out", ""
     elif status != 0 or "end" not in by_kind:

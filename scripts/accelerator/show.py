@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import race, report
+from benchmarks import pictures, race, report
 
 from accelerator import contestants, torch_cudnn
 from jax_bptt.testing.tables import Table
@@ -102,8 +102,8 @@ def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
     }
     labels = {title: list(dict.fromkeys(r["name"] for r in kept)) for title, kept in panels.items()}
     height = 3 + 0.22 * max(map(len, labels.values()))
-    figure = _figure(figsize=(16, height))
-    for axes, (title, kept) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    figure, both = pictures.figure_of(columns=2, figsize=(16, height))
+    for axes, (title, kept) in zip(both, panels.items(), strict=True):
         points = [
             (c["name"], c["us_per_step"], row["name"])
             for row in kept
@@ -116,22 +116,7 @@ def plot(groups: dict[str, dict[str, Any]], path: Path) -> None:
         axes.tick_params(axis="y", labelsize="x-small")
         axes.set_xlabel("microseconds per step")
         axes.set_title(title)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write a figure in the format that the file's name asks for."""
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
-def _figure(**settings: Any) -> Any:
-    """Return a figure that needs no window system."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained", **settings)
-    FigureCanvasAgg(figure)  # no window system is needed, nor any global state changed
-    return figure
+    pictures.save(figure, path)
 
 
 def _marks(axes: Any, labels: list[str], points: list[tuple[str, float, str]]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_bptt as jb
-from benchmarks import library
+from benchmarks import library, measure
 from benchmarks.data import Row
 from benchmarks.race import Settings
 
@@ -29,28 +29,29 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[
     xs = jax.random.normal(jax.random.key(1), (row.T, row.B, row.I), row.dtype)
     states = row.T * _bytes(jax.eval_shape(lambda p: cell.initial_state(p, (row.B,)), params))
 
-    made = _compiled(cell, jb.bptt(), params, xs)
-    programs, entries = [made[0]], [{"name": "bptt", "budget": None, **made[1]}]
+    _, ys = jax.eval_shape(lambda p, x: jb.unroll(cell, p, x), params, xs)
+    args = params, xs, jnp.ones(ys.shape, ys.dtype)
+
+    call, found = _compiled(cell, jb.bptt(), args)
+    calls, entries = [call], [{"name": "bptt", "budget": None, **found}]
     tick()
-    for budget in _budgets(cell, params, xs, states, made[1]["temp_bytes"]):
+    for budget in _budgets(cell, params, xs, states, found["temp_bytes"]):
         algorithm = jb.checkpointed(memory_budget=budget)
         told = jb.explain(cell, params, xs, algorithm=algorithm)
         again = int(re.findall(r"runs (\d+) steps", told)[0])
-        program, found = _compiled(cell, algorithm, params, xs)
-        programs.append(program if again <= 2 * row.T else None)
+        call, found = _compiled(cell, algorithm, args)
+        calls.append(call if again <= 2 * row.T else None)
         entries.append({"name": "checkpointed", "budget": budget, "again": again, **found})
         tick()
 
-    _, ys = jax.eval_shape(lambda p, x: jb.unroll(cell, p, x), params, xs)
-    d_ys = jnp.ones(ys.shape, ys.dtype)
-    seconds = [[] for _ in programs]
+    seconds = [[] for _ in calls]
     warm_up = row.T < LONG  # a run of a minute needs none
     for turn in range(settings.rounds + warm_up):
-        for program, own in zip(programs, seconds, strict=True):
-            if program is None:
+        for call, own in zip(calls, seconds, strict=True):
+            if call is None:
                 continue
             begin = time.perf_counter()
-            jax.block_until_ready(program(params, xs, d_ys))
+            call()
             if turn >= warm_up:
                 own.append(time.perf_counter() - begin)
     for entry, own in zip(entries, seconds, strict=True):
@@ -73,7 +74,7 @@ def _budgets(cell: jb.Cell, params: Any, xs: Any, states: int, most: int) -> lis
     return [int(np.ceil(b)) for b in np.geomspace(least, max(most, 2 * least), BUDGETS)]
 
 
-def _compiled(cell: jb.Cell, algorithm: jb.Algorithm, params: Any, xs: Any) -> tuple[Any, dict]:
+def _compiled(cell: jb.Cell, algorithm: jb.Algorithm, args: Any) -> tuple[Any, dict[str, Any]]:
     def program(params, xs, d_ys):
         def outputs(params, xs):
             return jb.unroll(cell, params, xs, algorithm=algorithm)[1]
@@ -81,13 +82,9 @@ def _compiled(cell: jb.Cell, algorithm: jb.Algorithm, params: Any, xs: Any) -> t
         ys, pull = jax.vjp(outputs, params, xs)
         return ys, pull(d_ys)
 
-    d_ys = jax.eval_shape(lambda p, x: jb.unroll(cell, p, x)[1], params, xs)
-    begin = time.perf_counter()
-    compiled = jax.jit(program).lower(params, xs, d_ys).compile()
-    seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    return compiled, {"compile_seconds": seconds, "temp_bytes": memory.temp_size_in_bytes}
+    made = measure.compiled(program, args)
+    temp = measure.temporary(made.executable, None)
+    return made.call, {"compile_seconds": made.seconds, "temp_bytes": temp}
 
 
 def _bytes(tree: Any) -> int:

@@ -1,6 +1,5 @@
 """The modes `compile` and `memory`: what the gradient costs before and beside its run time."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import library, measure, network, plain, roster
-from benchmarks.data import GATES, Row
-from benchmarks.models import Model
+from benchmarks.data import Row, draw
+from benchmarks.models import Model, cast
 from benchmarks.race import Settings
 
 COMPILE_SHAPES = ((100, 32, 64, 128), (100_000, 32, 64, 128))
@@ -20,18 +19,12 @@ COMPILE_CELLS = ("elman", "gru", "lstm", NETWORK)
 MEMORY_SHAPES = ((2048, 32, 64, 128),)
 
 
-def lowered(model: Model, row: Row) -> Any:
-    """Trace and lower the gradient for a row's shapes, without any data."""
-    gates = GATES[row.cell]
-    shapes = {
-        "w_x": (row.I, gates, row.H),
-        "w_s": (row.H, gates, row.H),
-        "b": (gates, row.H),
-    } | ({"b_n": (row.H,)} if row.cell == "gru" else {})
-    weights = {name: jax.ShapeDtypeStruct(s, jnp.dtype(row.dtype)) for name, s in shapes.items()}
+def lowering(model: Model, row: Row) -> Callable[[], Any]:
+    """Return what traces and lowers the gradient for a row's shapes."""
+    params = model.pack(cast(draw(row._replace(T=1, B=1)).weights, row.dtype))
     xs = jax.ShapeDtypeStruct((row.T, row.B, row.I), jnp.dtype(row.dtype))
     gradient = measure.GRADIENT.function(model.run, None)
-    return jax.jit(gradient).lower(jax.eval_shape(model.pack, weights), xs)
+    return lambda: jax.jit(gradient).lower(params, xs)
 
 
 def models(row: Row, algorithms: list[str]) -> dict[str, Model]:
@@ -49,8 +42,7 @@ def lowerings(row: Row, algorithms: list[str]) -> dict[str, Callable[[], Any]]:
       ValueError: a network of the library and that of plain scans do not compute the same.
     """
     if row.cell not in network.DEPTHS:
-        made = models(row, algorithms)
-        return {name: functools.partial(lowered, model, row) for name, model in made.items()}
+        return {name: lowering(model, row) for name, model in models(row, algorithms).items()}
     found = {}
     for text in algorithms:
         algorithm = library.algorithm(text)
@@ -107,7 +99,7 @@ def temporary_memory(row: Row, settings: Settings, tick: Callable[[], Any]) -> l
     state = row.T * row.B * row.H * jnp.dtype(row.dtype).itemsize
     entries = []
     for name, model in models(row, settings.algorithms).items():
-        temp = lowered(model, row).compile().memory_analysis().temp_size_in_bytes
+        temp = measure.temporary(lowering(model, row)().compile(), None)
         entries.append({"name": name, "temp_bytes": temp, "arrays_of_tbh": temp / state})
         tick()
     base = entries[-1]["temp_bytes"]

@@ -43,14 +43,6 @@ class Prepared(NamedTuple):
     note: str = ""  # what a reader has to know of how this row was run
 
 
-class Stepper(NamedTuple):
-    """A competitor ready to take streaming steps."""
-
-    step: Callable[[int], Any]  # takes the input of time t, waits, and returns y
-    restart: Callable[[], Any]  # goes back to the initial state
-    array: Callable[[Any], np.ndarray]  # y -> NumPy array of float64
-
-
 class Task(NamedTuple):
     """The part of a layer that is timed."""
 

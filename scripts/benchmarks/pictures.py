@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 
-def figure_of(**settings: Any) -> Any:
-    """Return (figure, axes), without a window system."""
+def figure_of(columns: int = 1, **settings: Any) -> Any:
+    """Return (figure, axes), one for each column, without a window system."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained", **settings)
     FigureCanvasAgg(figure)  # no window system is needed, nor any global state changed
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)
 
 
 def save(figure: Any, path: Path) -> None:

@@ -14,7 +14,6 @@ SHAPES = ((256, 4, 32, 64),)
 AXES = {"T": 65_536, "B": 256, "H": 1024}
 """The axes that are varied, and how far each goes from where the row has it, or from above."""
 
-
 SMOKE_POINTS = 2
 
 
@@ -23,23 +22,13 @@ def ticks(settings: Settings) -> int:
     return len(AXES) * (SMOKE_POINTS if settings.smoke else 6)
 
 
-def sizes(axis: str, row: Row, factor: int, points: int) -> list[int]:
-    """Return `points` sizes of an axis, each `factor` times the one before, from the row's on."""
-    return [getattr(row, axis) * factor**k for k in range(points)]
-
-
-def points_to(axis: str, row: Row, factor: int) -> int:
-    """Return how many sizes it takes from the row's to the end of the axis; at least two."""
-    return max(2, 1 + round(np.log(AXES[axis] / getattr(row, axis)) / np.log(factor)))
-
-
 def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[str, Any]]:
     """Measure along each axis, from the row upwards with the other axes fixed."""
     results = []
-    for axis in AXES:
-        factor = 4 if axis == "T" else 2
-        count = SMOKE_POINTS if settings.smoke else points_to(axis, row, factor)
-        values = sizes(axis, row, factor, count)
+    for axis, end in AXES.items():
+        first, factor = getattr(row, axis), 4 if axis == "T" else 2
+        count = max(2, 1 + round(np.log(end / first) / np.log(factor)))
+        values = [first * factor**k for k in range(SMOKE_POINTS if settings.smoke else count)]
         at = [_measure(row._replace(**{axis: value}), settings, tick) for value in values]
         for name in at[0]:
             columns = zip(*(point[name] for point in at), strict=True)

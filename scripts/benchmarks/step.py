@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import library, plain, race, roster, torch_peer
 from benchmarks.data import Data, Row, draw
-from benchmarks.measure import Prepared, Stepper
+from benchmarks.measure import Prepared
 from benchmarks.models import Model, cast, host
 from benchmarks.race import Settings
 from jax_bptt.testing.libraries import torch_layers
@@ -28,49 +28,39 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, 
         if name != roster.TORCH and (model := roster.jax_model(name, row)) is not None:
             models[name] = model
     contestants = [
-        _contestant(name, _stepper(model, data), model.equations or row.cell, data, model.note)
+        _contestant(name, _steps(model, data), model.equations or row.cell, data)
         for name, model in models.items()
     ]
     if roster.TORCH in settings.peers and row.cell in torch_layers.CELLS:
-        made = _contestant(roster.TORCH, torch_peer.stepper(data), row.cell, data, "")
-        call, note = torch_peer.fastest(made.prepared[1].call)
-        prepared = made.prepared[1]._replace(call=call, note=note)
-        contestants.append(made._replace(prepared={1: prepared}))
+        prepared = torch_peer.fastest(torch_peer.steps(data))
+        contestants.append(_contestant(roster.TORCH, prepared, row.cell, data))
     rounds = settings.rounds
     entries, _ = race.contest(row, contestants, rounds, tick, calls_in_one=row.T)
     return {**row._asdict(), "competitors": entries}
 
 
-def _contestant(name, stepper, equations, data, note):
-    """Return what takes the steps of the row's sequence one by one."""
-
-    def call():
-        stepper.restart()
-        return [stepper.step(t) for t in range(data.row.T)]
-
-    def results(ys):
-        return {"ys": np.stack([stepper.array(y) for y in ys])}
-
-    prepared = Prepared(call, results, dict, None, None, note)
+def _contestant(name, prepared, equations, data):
     expected = {"ys": plain.reference(data, equations)["ys"]}
     return race.Contestant(name, {1: prepared}, expected)
 
 
-def _stepper(model: Model, data: Data) -> Stepper:
-    """Return a model's step under `jax.jit`."""
+def _steps(model: Model, data: Data) -> Prepared:
+    """Return what takes the steps of the row's sequence one by one, each under `jax.jit`."""
     params = model.pack(cast(data.weights, data.row.dtype))
     xs = [jnp.asarray(x, data.row.dtype) for x in data.xs]
     step_jit = jax.jit(model.step)
     start = model.start(params, data.row.B)
-    state = [start]
 
-    def restart():
-        state[0] = start
+    def call():
+        state, ys = start, []
+        for x in xs:
+            state, y = step_jit(params, state, x)
+            ys.append(jax.block_until_ready(y))
+        return ys
 
-    def step(t):
-        state[0], y = step_jit(params, state[0], xs[t])
-        return jax.block_until_ready(y)
+    def results(ys):
+        return {"ys": np.stack(host(ys))}
 
     with undisturbed():  # peers warn while they are traced
-        step(0)
-    return Stepper(step, restart, host)
+        call()
+    return Prepared(call, results, dict, None, None, model.note)

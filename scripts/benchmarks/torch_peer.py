@@ -11,7 +11,7 @@ import numpy as np
 
 import jax_bptt as jb
 from benchmarks.data import Data
-from benchmarks.measure import Prepared, Stepper, rounds
+from benchmarks.measure import Prepared, rounds
 from benchmarks.models import parameters
 from jax_bptt.testing.libraries import torch_layers
 
@@ -79,16 +79,17 @@ def gradient(data: Data) -> Prepared:
     return Prepared(call, results, lambda: _arrays({"ys": outputs()}), None, None)
 
 
-def fastest(call: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
-    """Return the call with one thread or with all, whichever a short run finds faster, and a note.
+def fastest(prepared: Prepared) -> Prepared:
+    """Return the call with one thread or with all, whichever a short run finds faster, noted.
 
     All is what torch does by itself; for small products one is often better, and on a machine
     with other work to do it always is.
     """
-    threads = {f"{n} thread{'s' * (n > 1)}": _threaded(call, n) for n in (1, _all_threads())}
+    counts = 1, _all_threads()
+    threads = {f"{n} thread{'s' * (n > 1)}": _threaded(prepared.call, n) for n in counts}
     seconds = rounds(threads, 3, lambda: None)
     best = min(seconds, key=lambda name: np.median(seconds[name]))
-    return threads[best], best
+    return prepared._replace(call=threads[best], note=best)
 
 
 @functools.cache
@@ -108,21 +109,20 @@ def _threaded(call, threads):
     return threaded
 
 
-def stepper(data: Data) -> Stepper:
-    """Return the streaming step of the module for single steps, in inference mode."""
+def steps(data: Data) -> Prepared:
+    """Return what takes the steps one by one, by the module for single steps."""
     import torch
 
     row = data.row
     kinds = {"elman": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
     cell, xs = _ready(data, lambda: kinds[row.cell](row.I, row.H))
-    state = [None]
 
-    def restart():
-        state[0] = None
+    def call():
+        state, ys = None, []
+        for t in range(row.T):
+            with torch.inference_mode():
+                state = cell(xs[t], state)
+            ys.append(state[0] if row.cell == "lstm" else state)
+        return ys
 
-    def step(t):
-        with torch.inference_mode():
-            state[0] = new = cell(xs[t], state[0])
-        return new[0] if row.cell == "lstm" else new
-
-    return Stepper(step, restart, lambda y: y.double().numpy())
+    return Prepared(call, lambda ys: _arrays({"ys": torch.stack(ys)}), dict, None, None)

@@ -81,24 +81,16 @@ def loops(code: list[Instruction]) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     backward = [(k, end) for k, ends in enumerate(after) for end in ends if end <= k]
     for start in sorted({end for _, end in backward}):
-        around = _reached(after, 0, without=start) if start else set()
+        around = _reached(after, [0], without=start)
         tails = [k for k, end in backward if end == start and k not in around]
-        body = {start}
-        todo = [k for k in tails if k != start]
-        while todo:
-            k = todo.pop()
-            if k not in body:
-                body.add(k)
-                todo += before[k]
         if tails:
-            found[start] = body
+            found[start] = {start} | _reached(before, tails, without=start)
     return found
 
 
-def _reached(after: list[list[int]], first: int, without: int) -> set[int]:
-    """Return what can be reached from `first` without passing `without`."""
+def _reached(after: list[list[int]], todo: list[int], without: int) -> set[int]:
+    """Return what can be reached from some without passing `without`."""
     found: set[int] = set()
-    todo = [first]
     while todo:
         k = todo.pop()
         if k not in found and k != without:
@@ -127,7 +119,7 @@ class Needs(NamedTuple):
     registers: int = 0  # of a thread
     shared_bytes: int = 0  # shared memory of a block
     spilled_bytes: int = 0  # local memory of a thread, for registers that it had too few of
-    instructions: int | None = None  # those of a pass through the loop, per warp; and likewise
+    instructions: int | None = None  # of a pass through the loop, per warp; and likewise:
     barriers: int = 0  # at which the warpgroups of a block meet
     cluster: int = 0  # barriers at which those of a cluster meet
     # between accesses of threads to shared memory and asynchronous copies, each with the barrier of

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -97,13 +98,5 @@ def dumps() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         kinds = ("PTXAS", "SASS", "RESOURCES")
         settings = {"MOSAIC_GPU_DUMP_TO": folder} | {f"MOSAIC_GPU_DUMP_{k}": "1" for k in kinds}
-        before = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
-        try:
+        with mock.patch.dict(os.environ, settings):
             yield Path(folder)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
