@@ -119,10 +119,10 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, search and print; return the exit status."""
     args = parser().parse_args(argv)
-    pages.check(parser(), args.markdown, "flip_flop")
+    page = pages.opened(parser(), args.markdown, "flip_flop", argv)
     with jax.enable_x64(True):
         results, run, found = studied(args)
-    pages.show(results, args.markdown, "flip_flop", argv)
+    pages.show(page, *results)
     if args.plot is not None:
         from jax_bptt.diagnostics import plots
 

@@ -216,11 +216,10 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a task and print it; return the exit status."""
     args = parser().parse_args(argv)
-    mode = f"flossing {args.task}"
-    pages.check(parser(), args.markdown, mode)
+    page = pages.opened(parser(), args.markdown, f"flossing {args.task}", argv)
     case = Case(6, 2, 12, 2, 3, 20, 1e-2) if args.smoke else CASES[args.task]
     found = {kind: tried(args.task, case, kind) for kind in NAMES}
-    pages.show([table(args.task, case, found)], args.markdown, mode, argv)
+    pages.show(page, table(args.task, case, found))
     if args.plot is not None:
         draw(args.task, case, found, args.plot)
     return 0

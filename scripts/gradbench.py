@@ -85,7 +85,7 @@ def serve(args: Any) -> int:
 
 def drive(args: Any) -> int:
     """Measure, print and write the tables."""
-    pages.check(make_parser(), args.markdown, "gradbench")
+    page = pages.opened(make_parser(), args.markdown, "gradbench", args.argv)
     rows = driver.merged(args.results, [])
     if args.files:
         inputs = [instances.read(path) for path in args.files]
@@ -99,7 +99,7 @@ def drive(args: Any) -> int:
         print(tables.text(driver.here([row])), flush=True)
     failures = [text for row in rows for text in driver.wrong(row)]
     print()
-    pages.show(driver.tables(rows), args.markdown, "gradbench", args.argv)
+    pages.show(page, *driver.tables(rows))
     print("\n".join(failures), end="\n" * bool(failures), file=sys.stderr)
     return 1 if failures else 0
 

@@ -8,20 +8,27 @@ gradient_flow.py --watch DIR              a run of train.py --telemetry DIR, aga
 It writes one HTML file, which opens from disk and needs no network.
 """
 
+import json
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from flow import looks, page, watching
+from flow import looks, page
 from trainer import files
 from trainer.errors import InputError
+from trainer.telemetry import NAME
 
+from jax_bptt.diagnostics import plots
 from jax_bptt.testing.arguments import Parser, names, output, positive
 
 SECONDS = 5
 """Time between two pages of a run that trains."""
+
+MOST = 400
+"""Lines that are drawn: of a longer run, evenly spread, the last one among them."""
 
 ABOUT = {
     "Which state, which loss": "Rows are losses, columns the states that they learn from, colours "
@@ -122,7 +129,7 @@ def watch(args: Namespace, footer: str) -> int:
     """Write the page on a run that trains, until it is interrupted."""
     refresh = 0 if args.once else SECONDS
     while True:
-        text = watching.watched(args.watch, refresh=refresh, footer=footer)
+        text = watched(args.watch, refresh=refresh, footer=footer)
         files.write(str(args.output), text.encode())  # whole: a browser reads it at any time
         if args.once:
             return 0
@@ -130,6 +137,39 @@ def watch(args: Namespace, footer: str) -> int:
             time.sleep(SECONDS)
         except KeyboardInterrupt:
             return 0
+
+
+def spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return every so manieth line, such that few are left, counted from the last one."""
+    return lines[:: -max(1, -(-len(lines) // MOST))][::-1]
+
+
+def watched(folder: Path, *, refresh: int, footer: str) -> str:
+    """Return the page on a folder as it is now."""
+    path = folder / NAME
+    written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    # The last one may be in the making.
+    lines = spread([json.loads(line) for line in written if line.endswith("}\n")])
+    if not lines:
+        intro = f"{path} has no line yet; a run writes one every ten steps."
+        return page.page("Nothing to see yet", intro, [], footer=footer, refresh=refresh)
+    axes = plots.telemetry(lines)
+    heading = axes.get_title(loc="left").replace("\n", " ")
+    about = "The loss of each step's batch, and the norm of its gradient before it is clipped."
+    parts = [page.Section("Training", about, {"": page.svg(axes, "training")})]
+    layers = {
+        f"layer {k}, {path}" if path else "the cell": page.svg(
+            plots.telemetry_decades(lines, path), f"layer{k}"
+        )
+        for k, path in enumerate(lines[-1]["adjoints"])
+    }
+    about = (
+        "Each column is a step of training: in which powers of ten the |dL/ds_t| of its time steps "
+        "and sequences are. A band that moves down is a gradient that vanishes."
+    )
+    parts.append(page.Section("Sizes of adjoints", about, layers))
+    intro = f"{folder}, {len(lines)} of its lines, the last one of step {lines[-1]['step']}."
+    return page.page(heading, intro, parts, footer=footer, refresh=refresh)
 
 
 if __name__ == "__main__":

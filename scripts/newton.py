@@ -119,11 +119,11 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all gains, print the table; return the exit status."""
     args = parser().parse_args(argv)
-    pages.check(parser(), args.markdown, "newton")
+    page = pages.opened(parser(), args.markdown, "newton", argv)
     gains, methods = (GAINS[::8], list(METHODS)[:2]) if args.smoke else (GAINS, list(METHODS))
     with jax.enable_x64(True):
         points = [measure(gain, methods, args.steps) for gain in gains]
-    pages.show([table(points, args.steps)], args.markdown, "newton", argv)
+    pages.show(page, table(points, args.steps))
     if args.plot is not None:
         draw(points, args.steps, args.plot)
     return 0

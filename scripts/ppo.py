@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.envs % ppo.MINIBATCHES:
         parser().error(f"--envs {args.envs} is not a multiple of {ppo.MINIBATCHES}")
-    pages.check(parser(), args.markdown, "ppo")
+    page = pages.opened(parser(), args.markdown, "ppo", argv)
     layers = network.LAYERS if args.layer == "both" else (args.layer,)
     sizes = ppo.Sizes(args.envs, args.steps, args.hidden)
     runs = train(layers, args.seeds, sizes, args.updates, args.turn)
-    pages.show([curves(runs, args.turn), results(runs)], args.markdown, "ppo", argv)
+    pages.show(page, curves(runs, args.turn), results(runs))
     return 0 if all(run.final == task.OPTIMUM for run in runs) else 1
 
 

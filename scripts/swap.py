@@ -172,7 +172,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all variants and print them; return the exit status."""
     args = parser().parse_args(argv)
-    pages.check(parser(), args.markdown, "swap")
+    page = pages.opened(parser(), args.markdown, "swap", argv)
     for reason in roster.absent([PEERS[library] for library in args.libraries]).values():
         parser().error(reason)
     sizes = Sizes(args.updates, args.batch, args.steps, args.hidden)
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found[library] = lines_changed(lines), theirs, ours
         blocks.append("\n".join([f"{library}:", "", "```diff", *lines, "```"]))
         print("\n".join([library, *lines, ""]), flush=True)
-    pages.show([table(found, args.updates)], args.markdown, "swap", argv, *blocks)
+    pages.show(page, table(found, args.updates), more=blocks)
     return 0
 
 

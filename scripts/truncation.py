@@ -214,8 +214,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a case and print it; return the exit status."""
     args = parser().parse_args(argv)
-    mode = f"truncation {args.mode}"
-    pages.check(parser(), args.markdown, mode)
+    page = pages.opened(parser(), args.markdown, f"truncation {args.mode}", argv)
     if args.mode == "balance":
         with jax.enable_x64(True):
             results, found = balance(args.updates, range(1, args.windows + 1))
@@ -223,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw(found, args.plot)
     else:
         results = [copied(args.updates)]
-    pages.show(results, args.markdown, mode, argv)
+    pages.show(page, *results)
     return 0
 
 

@@ -4,10 +4,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import environment
 from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser
+
+
+class Page(NamedTuple):
+    """A file, or None, the name of the markers in it, and the command that writes there."""
+
+    path: Path | None
+    mode: str
+    command: str
 
 
 def add_option(parser: Parser) -> None:
@@ -15,27 +24,20 @@ def add_option(parser: Parser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write between its markers")
 
 
-def check(parser: Parser, path: Path | None, mode: str) -> None:
-    """Exit with status 2 if the page has no place for the tables of a mode."""
+def opened(parser: Parser, path: Path | None, mode: str, argv: Sequence[str] | None) -> Page:
+    """Return the page of a mode, which begins with the script's name.
+
+    Exits with status 2 if the file has no place for the tables; `argv` is as for `main`.
+    """
     if path is not None and (reason := tables.unwritable(path, mode)):
         parser.error(reason)
+    given = sys.argv[1:] if argv is None else argv
+    return Page(path, mode, shlex.join(["python", f"scripts/{mode.split()[0]}.py", *given]))
 
 
-def show(
-    found: list[tables.Table], path: Path | None, mode: str, argv: Sequence[str] | None, *more: str
-) -> None:
-    """Print tables, and write them to a page, if one is given.
-
-    Args:
-      found: the tables.
-      path: of the page.
-      mode: the name of its markers, which begins with that of the script.
-      argv: arguments of the script, None for those of the process.
-      *more: paragraphs below the caption, which says where and how the tables were made.
-    """
+def show(page: Page, *found: tables.Table, more: Sequence[str] = ()) -> None:
+    """Print tables, and write them to the page with where they were made, and `more` paragraphs."""
     print("\n\n".join(map(tables.text, found)))
-    if path is not None:
-        given = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", f"scripts/{mode.split()[0]}.py", *given])
-        caption = f"{environment.sentence(environment.describe(1))}  \n`{command}`"
-        tables.write_markdown(path, mode, found, "\n\n".join([caption, *more]))
+    if page.path is not None:
+        caption = f"{environment.sentence(environment.describe(1))}  \n`{page.command}`"
+        tables.write_markdown(page.path, page.mode, list(found), "\n\n".join([caption, *more]))

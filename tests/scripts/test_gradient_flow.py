@@ -117,7 +117,7 @@ def test_a_run_that_is_watched(tmp_path, monkeypatch):
     (tmp_path / "telemetry.jsonl").write_text(json.dumps(whole) + '\n{"step": 20, "adjoints": {}')
     assert main("gradient_flow", argv) == 0
     assert len(check(out.read_text())) == 2 and "<h1>Loss 2 at step 10;" in out.read_text()
-    watching = importlib.import_module("flow.watching")
+    watching = importlib.import_module("gradient_flow")
     text = watching.watched(tmp_path, refresh=7, footer="")
     assert '<meta http-equiv="refresh" content="7">' in text
     lines = [whole | {"step": step} for step in range(1000)]
