@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,16 @@ SPECS = (P(), P(None, "batch"), P(None, "batch"), P("batch"))
 """Where parameters, inputs [T, B, I], targets [T, B, ...] and lengths [B] are."""
 
 
-def problem(row: Row) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return the squared error of the library's layer for a row, and arguments drawn for it.
+class Problem(NamedTuple):
+    """Something to differentiate."""
 
-    They are (params, xs, targets, lengths); only the networks read the lengths.
-    """
+    loss: Callable[..., Any]  # `(params, xs, targets, lengths) -> number`
+    # what to take its gradient at; only the networks read the lengths
+    args: tuple[Any, Any, Any, Any]
+
+
+def problem(row: Row) -> Problem:
+    """Return the squared error of the library's layer for a row, on data drawn for it."""
     algorithm, lengths = jb.bptt(), network.lengths(row)
     if row.cell in network.DEPTHS:
         layers = network.own(row, algorithm)
@@ -58,7 +63,7 @@ def problem(row: Row) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     def loss(params, xs, targets, lengths):
         return jnp.sum((outputs(params, xs, lengths) - targets) ** 2)
 
-    return loss, (params, xs, targets, lengths)
+    return Problem(loss, (params, xs, targets, lengths))
 
 
 def ways(loss: Callable[..., Any], mesh: Mesh) -> dict[str, Callable[..., Any]]:
@@ -94,13 +99,13 @@ def run_row(row: Row, settings: Settings, tick: Callable[[], Any]) -> list[dict[
     if row.B % devices:
         return []
     mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
-    loss, args = problem(row)
-    whole = measure.compiled(jax.grad(loss, argnums=(0, 1)), args).executable
-    placed = place(args, mesh)
+    made = problem(row)
+    whole = measure.compiled(jax.grad(made.loss, argnums=(0, 1)), made.args).executable
+    placed = place(made.args, mesh)
     error = _float64_errors(row, mesh)
     entries: list[dict[str, Any]] = []
     calls: dict[str, Callable[[], Any]] = {}
-    for name, gradient in ways(loss, mesh).items():
+    for name, gradient in ways(made.loss, mesh).items():
         compiled = measure.compiled(gradient, placed)
         calls[name] = compiled.call
         program = hlo.parse(compiled.executable.as_text())
@@ -133,11 +138,11 @@ def _rows(program: hlo.Program, row: Row) -> list[int] | None:
 def _float64_errors(row: Row, mesh: Mesh) -> dict[str, float]:
     """Return the largest error of each way's gradient against one device, all in float64."""
     with jax.enable_x64(True):
-        loss, args = problem(row._replace(dtype="float64"))
-        want = models.named(jax.jit(jax.grad(loss, argnums=(0, 1)))(*args))
-        placed = place(args, mesh)
+        made = problem(row._replace(dtype="float64"))
+        want = models.named(jax.jit(jax.grad(made.loss, argnums=(0, 1)))(*made.args))
+        placed = place(made.args, mesh)
         errors = {}
-        for name, gradient in ways(loss, mesh).items():
+        for name, gradient in ways(made.loss, mesh).items():
             found = measure.errors(models.named(jax.jit(gradient)(*placed)), want)
             errors[name] = max(found.values())
         return errors
