@@ -26,7 +26,6 @@ Every competitor gets the same weights and inputs and is compared with a float64
 anything is timed; one that disagrees is not timed. All are timed in turn, round after round.
 """
 
-import argparse
 import importlib
 import json
 import shlex
@@ -37,8 +36,8 @@ from pathlib import Path
 import jax
 from benchmarks import environment, kept, roster, sharding
 from benchmarks.data import Row
-from benchmarks.modes import MODES, Mode
-from benchmarks.options import OPTIONS, Shape, shapes
+from benchmarks.modes import MODES
+from benchmarks.options import OPTIONS, shapes
 
 from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, names, output
@@ -81,8 +80,7 @@ def parser() -> Parser:
             "--markdown", type=Path, metavar="FILE", help="between the markers of a page"
         )
         for option in mode.options:
-            flag, settings = OPTIONS[option]
-            sub.add_argument(flag, **settings)
+            sub.add_argument(f"--{option}", **OPTIONS[option])
     return top
 
 
@@ -106,11 +104,6 @@ def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
     return counts
 
 
-def _rows(args: argparse.Namespace, mode: Mode) -> list[Row]:
-    shapes: tuple[Shape, ...] = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
-    return [Row(cell, *shape, dtype=args.dtype) for shape in shapes for cell in args.cells]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one mode; return the exit status: 0, 1 if the library disagrees, 2 for bad arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -127,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.devices = (
             _number_of_devices(args.devices, args.mode) if "devices" in mode.options else [1]
         )
-        rows = _rows(args, mode)
+        sizes = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
+        rows = [Row(cell, *size, dtype=args.dtype) for size in sizes for cell in args.cells]
         described = environment.describe(max(args.devices))
         args.kept = {}
         if args.add:
@@ -137,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     missing = roster.absent(args.peers)
     peers = [name for name in args.peers if name not in missing]
-    heading = _heading(described, missing, _left_out(rows, args.devices))
+    heading = _heading(described, missing, rows, args.devices)
     print("\n".join(heading), flush=True)
     with jax.enable_x64(args.dtype == "float64"):
         results = mode.run(args, rows, peers)
@@ -162,21 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if document.get("agrees", True) else 1
 
 
-def _left_out(rows, devices):
-    """Return a sentence for every batch that some number of devices does not divide."""
-    return [
+def _heading(described, missing, rows, devices):
+    """Return the lines that say where this ran, and who and what is missing from it."""
+    lines = [environment.sentence(described)]
+    lines += [f"absent: {name}, {reason}" for name, reason in missing.items()]
+    lines += [
         f"B = {batch} is not split over {n} devices, which do not divide it"
         for batch in dict.fromkeys(row.B for row in rows)
         for n in devices
         if batch % n
     ]
-
-
-def _heading(described, missing, left_out):
-    """Return the lines that say where this ran, and who and what is missing from it."""
-    lines = [environment.sentence(described)]
-    lines += [f"absent: {name}, {reason}" for name, reason in missing.items()]
-    lines += left_out
     if (load := described["load_before"]) and load > 0.5:
         lines.append(f"other processes wanted {load} cores over the minute before the start")
     return lines

@@ -27,7 +27,6 @@ SHAPES = tuple(
 """Default (T, B, I, H): sizes of PPO, whose encoder is as wide as the state."""
 
 CELLS = ("gru", "lstm")
-LIBRARIES = ("nnx", "flax", "equinox")
 SCANNED = "scan with resets"
 DRAWN = 4
 """Sequences that are drawn; a larger batch repeats them, so that its reference is cheap."""
@@ -115,18 +114,12 @@ def _equinox(row: Row, own: Model) -> list[Pair]:
     ]
 
 
-PAIRS: dict[str, Callable[[Row, Model], list[Pair]]] = dict(
-    zip(LIBRARIES, (_nnx, _linen, _equinox), strict=True)
-)
+PAIRS: dict[str, Callable[[Row, Model], list[Pair]]] = {
+    "nnx": _nnx,
+    "flax": _linen,
+    "equinox": _equinox,
+}
 """Modules of ours by the peer whose layer they take the place of."""
-
-
-def run(row: Row, settings: race.Settings, tick: Callable[[], Any]) -> dict[str, Any]:
-    """Check and time a row, with those of the libraries that there are; return it measured."""
-    with undisturbed():
-        own = library.model(row, jb.bptt())
-        pairs = [p for name in LIBRARIES if name in settings.peers for p in PAIRS[name](row, own)]
-        return run_row(row, pairs, race.usable(row, settings.devices), settings.rounds, tick)
 
 
 def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,11 +128,12 @@ def report(measured: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": measured, "summary": summaries(measured), "agrees": agrees}
 
 
-def run_row(
-    row: Row, pairs: list[Pair], devices: list[int], rounds: int, tick: Callable[[], Any]
-) -> dict[str, Any]:
+@undisturbed()
+def run_row(row: Row, settings: race.Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Check both of every pair against float64, then time those that agree."""
     data, expected = repeated(row)
+    own, devices = library.model(row, jb.bptt()), race.usable(row, settings.devices)
+    pairs = [p for name, of in PAIRS.items() if name in settings.peers for p in of(row, own)]
     models = {}
     for ours, own, theirs, original in pairs:
         models |= {ours: own, theirs: original}
@@ -147,7 +141,7 @@ def run_row(
         race.Contestant(name, {n: _prepare(model, data, n) for n in devices}, expected)
         for name, model in models.items()
     ]
-    entries, seconds = race.contest(row, contestants, rounds, tick)
+    entries, seconds = race.contest(row, contestants, settings.rounds, tick)
     by_name = {}
     for contestant, entry in zip(contestants, entries, strict=True):
         kept = {k: entry[k] for k in KEPT if k in entry}

@@ -29,11 +29,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def load() -> float | None:
-    """Return how many cores other processes wanted over the last minute, where that is known."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
 def describe(devices: int) -> dict[str, Any]:
     """Return what a reader needs to place the figures."""
     versions: dict[str, str | None] = {
@@ -53,7 +48,8 @@ def describe(devices: int) -> dict[str, Any]:
         "cpu": processor(),
         "cores": cores(),
         "system": platform.system(),
-        "load_before": load(),
+        # How many cores other processes wanted over the last minute, where that is known.
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
     }

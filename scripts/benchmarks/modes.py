@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from benchmarks import (
     curve,
     every_cell,
     kept,
+    measure,
     network,
     race,
     report,
@@ -63,38 +65,31 @@ def _measured(args, rows, ticks, measure):
         return kept.completed(rows, args.kept, lambda row: measure(row, tick))
 
 
-def _raced(args, rows, measure, own):
-    """Return the report of a race, whose rows are printed as they come."""
+def _raced(
+    measure: Callable[[Row, race.Settings, Callable[[], Any]], Report],
+    own_name: Callable[[str], str] = roster.own_name,
+) -> Callable[..., Report]:
+    """Return what runs a race and prints its rows as they come; ratios are to `own_name`."""
 
-    def shown(row, tick):
-        found = measure(row, tick)
-        print("\n" + tables.text(report.race_row(found)), flush=True)
-        return [found]
+    def run(args, rows, peers):
+        settings = _settings(args, peers)
 
-    return race.report(_measured(args, rows, args.rounds, shown), own)
+        def shown(row, tick):
+            found = measure(row, settings, tick)
+            print("\n" + tables.text(report.race_row(found)), flush=True)
+            return [found]
 
+        found = _measured(args, rows, args.rounds, shown)
+        return race.report(found, own_name(args.algorithms[0]))
 
-def _race(args, rows, peers):
-    settings, task = _settings(args, peers), race.TASKS[args.mode]
-    own = roster.own_name(args.algorithms[0])
-    return _raced(args, rows, lambda row, tick: race.run_row(row, task, settings, tick), own)
-
-
-def _cells(args, rows, _):
-    settings, own = _settings(args, []), roster.own_name(args.algorithms[0])
-    return _raced(args, rows, lambda row, tick: every_cell.run_row(row, settings, tick), own)
-
-
-def _step(args, rows, peers):
-    settings = _settings(args, peers)
-    return _raced(args, rows, lambda row, tick: step.run_row(row, settings, tick), roster.OWN)
+    return run
 
 
 def _adaptors(args, rows, libraries):
     settings = _settings(args, libraries)
 
     def measure(row, tick):
-        return [adaptors.run(row, settings, tick)]
+        return [adaptors.run_row(row, settings, tick)]
 
     return adaptors.report(_measured(args, rows, args.rounds, measure))
 
@@ -135,14 +130,14 @@ def _devices(args, rows, _):
 
 _GRAD = Mode(
     GRID,
-    _race,
+    _raced(partial(race.run_row, measure.GRADIENT)),
     report.race,
     ("algorithms", "dtype", "peers", "rounds", "devices", "add"),
     page=report.race_readme,
 )
 _CELLS = Mode(
     every_cell.SHAPES,
-    _cells,
+    _raced(every_cell.run_row),
     report.race,
     ("algorithms", "dtype", "rounds", "devices", "add"),
     page=report.race_readme,
@@ -151,9 +146,11 @@ _CELLS = Mode(
 )
 MODES = {
     "grad": _GRAD,
-    "forward": _GRAD,
+    "forward": _GRAD._replace(run=_raced(partial(race.run_row, measure.FORWARD))),
     "step": _GRAD._replace(
-        shapes=step.SHAPES, run=_step, options=("dtype", "peers", "rounds", "add")
+        shapes=step.SHAPES,
+        run=_raced(step.run_row, lambda _: roster.OWN),
+        options=("dtype", "peers", "rounds", "add"),
     ),
     "cells": _CELLS,
     "associative": _CELLS._replace(

@@ -44,38 +44,26 @@ def counts(text: str) -> list[int]:
     return sorted({positive(part) for part in text.split(",")})
 
 
-OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "algorithms": (
-        "--algorithms",
-        {
-            "type": algorithms,
-            "metavar": "A,A",
-            "help": "of the library; settings as in bptt:block_length=64",
-        },
-    ),
-    "dtype": ("--dtype", {"choices": list(TOLERANCE), "default": "float32"}),
-    "peers": (
-        "--peers",
-        {
-            "type": names(list(PEERS)),
-            "default": list(PEERS),
-            "metavar": "P,P",
-            "help": f"of {', '.join(PEERS)}, or none; default all",
-        },
-    ),
-    "rounds": ("--rounds", {"type": positive, "help": "interleaved rounds, default 9"}),
-    "devices": (
-        "--devices",
-        {
-            "type": counts,
-            "metavar": "N,N",
-            "help": "numbers of JAX devices over which the batch is split, each competitor at its "
-            "better one; default 1 and, on a CPU, one per core",
-        },
-    ),
-    "add": (
-        "--add",
-        {"action": "store_true", "help": "keep the rows that the file of --json has already"},
-    ),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "algorithms": {
+        "type": algorithms,
+        "metavar": "A,A",
+        "help": "of the library; settings as in bptt:block_length=64",
+    },
+    "dtype": {"choices": list(TOLERANCE), "default": "float32"},
+    "peers": {
+        "type": names(list(PEERS)),
+        "default": list(PEERS),
+        "metavar": "P,P",
+        "help": f"of {', '.join(PEERS)}, or none; default all",
+    },
+    "rounds": {"type": positive, "help": "interleaved rounds, default 9"},
+    "devices": {
+        "type": counts,
+        "metavar": "N,N",
+        "help": "numbers of JAX devices over which the batch is split, each competitor at its "
+        "better one; default 1 and, on a CPU, one per core",
+    },
+    "add": {"action": "store_true", "help": "keep the rows that the file of --json has already"},
 }
-"""Options of the modes: the flag, and its settings for argparse."""
+"""Options of the modes, with their settings for argparse."""

@@ -32,9 +32,6 @@ class Settings(NamedTuple):
     smoke: bool  # whether sizes are tiny
 
 
-TASKS = {"grad": measure.GRADIENT, "forward": measure.FORWARD}
-
-
 def report(rows: list[dict[str, Any]], own: str) -> dict[str, Any]:
     """Return the JSON report: rows, ratios to the library's `own` time, whether it agreed."""
     agrees = all(
@@ -96,7 +93,7 @@ def contest(
     return entries, seconds
 
 
-def run_row(row: Row, task: Task, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
+def run_row(task: Task, row: Row, settings: Settings, tick: Callable[[], Any]) -> dict[str, Any]:
     """Race all competitors that have the row's cell, beside the floor."""
     data = draw(row)
     counts = usable(row, settings.devices)

@@ -18,8 +18,8 @@ from benchmarks.progress import progress
 
 import jax_bptt as jb
 from compile_for import diagonal, gated, graphs, kernels, target
-from compile_for.found import Found
 from compile_for.sass import Needs
+from compile_for.target import Found
 from jax_bptt.kernels.gpu import mosaic
 from jax_bptt.testing.tables import Table
 

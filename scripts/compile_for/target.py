@@ -1,4 +1,4 @@
-"""An H200 to compile for, described to the compiler instead of being there."""
+"""What compiling for a device finds, and an H200 described to the compiler in place of one."""
 
 import importlib.util
 import os
@@ -13,6 +13,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jax_bptt.testing.tables import Table
 
 INSTALL = "pip install 'jax_bptt[cuda-compile]'"
 NEEDED = {
@@ -43,6 +45,16 @@ device_description_str: "NVIDIA H200"
 runtime_version { major: 13 minor: 0 patch: 0 }
 dnn_version_info { major: 9 minor: 12 }
 """
+
+
+class Found(NamedTuple):
+    """The result of compiling for a device."""
+
+    document: dict[str, Any]  # all of it, for JSON
+    tables: list[Table]  # for a terminal
+    page: list[Table]  # for a page
+    by: str  # what compiled it and for what, in a line
+    broken: list[str]  # the promises that are not kept, a line each
 
 
 class Target(NamedTuple):

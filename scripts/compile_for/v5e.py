@@ -24,7 +24,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_bptt as jb
-from compile_for.found import Found
+from compile_for.target import Found
 from jax_bptt.kernels.form import Form, normal_form, stack_gates
 from jax_bptt.kernels.kernel import BackwardInputs, ForwardInputs, Settings
 from jax_bptt.kernels.tpu import resident
