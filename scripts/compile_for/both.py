@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import jax_bptt as jb
 from compile_for import h200, target, v5e
-from compile_for.found import Found
+from compile_for.target import Found
 from jax_bptt.testing.tables import Table
 
 MODE = "compiled"
