@@ -32,9 +32,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-from benchmarks import environment, kept, roster, sharding
+from benchmarks import environment, roster, sharding
 from benchmarks.data import Row
 from benchmarks.modes import MODES
 from benchmarks.options import OPTIONS, shapes
@@ -46,10 +47,6 @@ from jax_bptt.training.devices import cores
 SMOKE_SHAPES = ((6, 4, 3, 5),)
 COMMANDS = {"compile-for": "compile_for.command", "accelerator": "bench_accelerator"}
 """Modules of the modes that race no rows of (T, B, I, H): they have command lines of their own."""
-
-
-class BadArgument(Exception):
-    """An argument that cannot be used; the message is for the user."""
 
 
 def parser() -> Parser:
@@ -100,8 +97,25 @@ def _number_of_devices(asked: list[int] | None, mode: str) -> list[int]:
     if asked is None and mode != "devices":
         return [n for n in counts if n == 1 or (jax.default_backend() == "cpu" and n <= there)]
     if max(counts) > there:
-        raise BadArgument(f"--devices {max(counts)}: JAX has only {there}")
+        raise ValueError(f"--devices {max(counts)}: JAX has only {there}")
     return counts
+
+
+def _kept(path: Path | None, mode: str, versions: dict[str, Any]) -> dict[Row, list[Any]]:
+    """Return what a JSON file has of each row, for `--add`; nothing if there is no file."""
+    if path is None:
+        raise ValueError("--add adds to a file: name it by --json FILE")
+    if not path.exists():
+        return {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if old["mode"] != mode:
+        raise ValueError(f"--add: {path} has the mode {old['mode']}, not {mode}")
+    if old["environment"]["versions"] != versions:
+        raise ValueError(f"--add: {path} was measured with other versions")
+    found: dict[Row, list[Any]] = {}
+    for line in old["rows"]:
+        found.setdefault(Row(*(line[field] for field in Row._fields)), []).append(line)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,17 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.rounds = args.rounds or (2 if args.smoke else 9)
     try:
         if args.markdown is not None and (reason := tables.unwritable(args.markdown, args.mode)):
-            raise BadArgument(reason)
+            raise ValueError(reason)
         args.devices = (
             _number_of_devices(args.devices, args.mode) if "devices" in mode.options else [1]
         )
         sizes = args.shapes or (SMOKE_SHAPES if args.smoke else mode.shapes)
         rows = [Row(cell, *size, dtype=args.dtype) for size in sizes for cell in args.cells]
         described = environment.describe(max(args.devices))
-        args.kept = {}
-        if args.add:
-            args.kept = kept.kept(args.json, args.mode, described["versions"])
-    except (BadArgument, ValueError) as error:
+        args.kept = _kept(args.json, args.mode, described["versions"]) if args.add else {}
+    except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     missing = roster.absent(args.peers)

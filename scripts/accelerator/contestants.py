@@ -1,4 +1,7 @@
-"""The ways to run an LSTM under JAX that are timed against each other."""
+"""The ways to run an LSTM that are timed against each other, under JAX and by PyTorch."""
+
+# PyTorch is an optional extra, so that it may be absent where types are checked.
+# pyright: reportMissingImports=false
 
 import functools
 from collections.abc import Callable
@@ -6,16 +9,17 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
+from benchmarks import measure, torch_peer
 from jax.experimental import rnn
 
 import jax_bptt as jb
 from accelerator.correct import kernel_of
-from accelerator.rows import Row
+from accelerator.rows import CELL, Row
+from jax_bptt.testing.libraries import torch_layers
 
 FUSED, KERNEL, ROUGH = "fused", "fused, drives given", "fused, drives given, approximate"
 SCAN, GRAPH, PLAIN = "scan", "scan, one graph", "plain scan"
-CUDNN = "cuDNN by JAX"
+CUDNN, TORCH = "cuDNN by JAX", "cuDNN by torch"
 
 Call = Callable[[], Any]
 """Runs once and waits for the result."""
@@ -120,3 +124,34 @@ def compiled(run: Callable, row: Row, args: Any, options: dict[str, Any] | None)
     """Compile a row's task, of `run(params, xs) -> ys`, with float32 products in float32."""
     with jax.default_matmul_precision("highest" if row.dtype == "float32" else "default"):
         return measure.compiled(row.task.function(run, None), args, options).call
+
+
+def torch_device() -> str:
+    """Return the name of the GPU, or "cpu" where PyTorch sees none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def cudnn_by_torch(row: Row) -> dict[str, Callable[[], Call] | str]:
+    """Return what prepares PyTorch's layer for a row; weights and inputs are its own draws."""
+    import torch
+
+    # In float32 the products are to be float32, as those of the other contestants are.
+    torch.backends.cudnn.allow_tf32 = False
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    settings: dict[str, Any] = {"device": where, "dtype": getattr(torch, row.dtype)}
+
+    def prepare():
+        layer = torch_layers.module(CELL, row.H, row.H).to(**settings)
+        forward, gradient = torch_peer.passes(layer, torch.randn(row.T, row.B, row.H, **settings))
+        call = forward if row.direction == "forward" else gradient
+
+        def waiting():
+            call()
+            if where == "cuda":
+                torch.cuda.synchronize()
+
+        return waiting
+
+    return {TORCH if where == "cuda" else "torch on the CPU": prepare}

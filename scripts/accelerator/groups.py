@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from benchmarks import environment, measure
 
-from accelerator import contestants, correct, rows, torch_cudnn
+from accelerator import contestants, correct, rows
 from accelerator.rows import Row
 from jax_bptt.testing.libraries import roster
 
@@ -69,7 +69,7 @@ GROUPS = {
         0.14,
         rows.cudnn(("float16", "bfloat16", "float32")),
         TINY,
-        torch_cudnn.contestants,
+        contestants.cudnn_by_torch,
         on_host=True,
     ),
     "cudnn": Group(
@@ -121,7 +121,7 @@ def run(name: str, smoke: bool, seconds: float) -> None:
         return
     described = environment.describe(1)
     if name == "torch":
-        described["device"] = described["platform"] = torch_cudnn.device()
+        described["device"] = described["platform"] = contestants.torch_device()
     if described["platform"] == "cpu" and not smoke:
         say(event="absent", reason=NO_ACCELERATOR)
         return

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from benchmarks import pictures, race, report
 
-from accelerator import contestants, torch_cudnn
+from accelerator import contestants
 from jax_bptt.testing.tables import Table
 
 PAIRS = (
@@ -15,8 +15,8 @@ PAIRS = (
     (contestants.PLAIN, contestants.FUSED),
     (contestants.SCAN, contestants.FUSED),
     (contestants.GRAPH, contestants.FUSED),
-    (torch_cudnn.NAME, contestants.FUSED),
-    (torch_cudnn.NAME, contestants.GRAPH),
+    (contestants.TORCH, contestants.FUSED),
+    (contestants.TORCH, contestants.GRAPH),
     (contestants.CUDNN, contestants.GRAPH),
 )
 """Whose time is divided by whose."""

@@ -10,7 +10,7 @@ import numpy as np
 import jax_bptt as jb
 from benchmarks import library, measure, plain
 from benchmarks.data import Data, Row, draw
-from benchmarks.models import cast, host
+from benchmarks.models import Model, cast, host
 from benchmarks.race import Settings
 
 SHAPES = ((1000, 4, 16, 32),)
@@ -40,19 +40,15 @@ def _start(data: Data) -> np.ndarray:
 
 
 def _naive(data: Data) -> dict[str, np.ndarray]:
-    """Return the gradient of sum(ys^2) + sum(s_T^2) by jax.grad of the plain loop, in float64."""
+    """Return the gradient by jax.grad of the plain loop, in float64."""
     with jax.enable_x64(True):
         model = plain.plain(data.row.cell)
-        start = jnp.asarray(_start(data))
 
-        def loss(params, xs, state):
+        def run(params, xs, state):
             state = tuple(state) if data.row.cell == "lstm" else state
-            state, ys = plain.scan_from(plain.STEPS[data.row.cell], params, state, xs)
-            return jnp.sum(ys**2) + sum(jnp.sum(s**2) for s in jax.tree.leaves(state))
+            return plain.scan_from(plain.STEPS[data.row.cell], params, state, xs)
 
-        params = model.pack(cast(data.weights, "float64"))
-        grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, jnp.asarray(data.xs), start)
-        return host({**model.unpack(grads[0]), "xs": grads[1], "state": grads[2]})
+        return _gradient(run, model, data, "float64")
 
 
 def _explicit(data: Data, algorithm: str) -> dict[str, np.ndarray]:
@@ -61,15 +57,22 @@ def _explicit(data: Data, algorithm: str) -> dict[str, np.ndarray]:
     with jax.enable_x64(row.dtype == "float64"):
         cell = library.cell_of(row)
         chosen = library.algorithm(algorithm)
-        model = library.model(row, chosen)
-        start = jnp.asarray(_start(data), row.dtype)
 
-        def loss(params, xs, state):
+        def run(params, xs, state):
             state = jb.LSTMState(*state) if row.cell == "lstm" else state
-            state, ys = jb.unroll(cell, params, xs, state, algorithm=chosen)
-            return jnp.sum(ys**2) + sum(jnp.sum(s**2) for s in jax.tree.leaves(state))
+            return jb.unroll(cell, params, xs, state, algorithm=chosen)
 
-        params = model.pack(cast(data.weights, row.dtype))
-        xs = jnp.asarray(data.xs, row.dtype)
-        grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, xs, start)
-        return host({**model.unpack(grads[0]), "xs": grads[1], "state": grads[2]})
+        return _gradient(run, library.model(row, chosen), data, row.dtype)
+
+
+def _gradient(run: Callable[..., Any], model: Model, data: Data, dtype: str) -> dict[str, Any]:
+    """Return the gradient of sum(ys^2) + sum(s_T^2), for `run(params, xs, s_0) -> (s_T, ys)`."""
+
+    def loss(params, xs, state):
+        state, ys = run(params, xs, state)
+        return jnp.sum(ys**2) + sum(jnp.sum(s**2) for s in jax.tree.leaves(state))
+
+    params = model.pack(cast(data.weights, dtype))
+    xs, start = (jnp.asarray(a, dtype) for a in (data.xs, _start(data)))
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, xs, start)
+    return host({**model.unpack(grads[0]), "xs": grads[1], "state": grads[2]})

@@ -14,7 +14,6 @@ from benchmarks import (
     compiling,
     curve,
     every_cell,
-    kept,
     measure,
     network,
     race,
@@ -58,11 +57,14 @@ def _settings(args: argparse.Namespace, peers: list[str]) -> race.Settings:
 def _measured(args, rows, ticks, measure):
     """Return the lines of all rows, kept ones as they are, others by `measure(row, tick)`.
 
-    A row that is measured takes so many ticks of the bar.
+    A row that is measured takes so many ticks of the bar; kept ones that are not asked for are
+    last.
     """
-    rest = [row for row in rows if row not in args.kept]
-    with progress(len(rest) * ticks) as tick:
-        return kept.completed(rows, args.kept, lambda row: measure(row, tick))
+    kept = args.kept
+    with progress(sum(row not in kept for row in rows) * ticks) as tick:
+        asked = [kept[row] if row in kept else measure(row, tick) for row in rows]
+    others = [lines for row, lines in kept.items() if row not in rows]
+    return [line for lines in asked + others for line in lines]
 
 
 def _raced(
