@@ -33,8 +33,6 @@ from jax_bptt.testing import tables
 from jax_bptt.testing.arguments import Parser, output
 
 TIMEOUT = 450.0
-TABLES = {"correct": show.correctness}
-"""Keys of the groups that do not time ways to run a row."""
 
 
 def seconds(text: str) -> float:
@@ -88,7 +86,7 @@ def texts(reports: dict[str, dict[str, Any]]) -> list[str]:
     found = []
     for name, group in reports.items():
         if group["rows"]:
-            make = TABLES.get(name, show.times)
+            make = show.correctness if name == "correct" else show.times
             found.append(tables.text(make(group["title"], group["rows"])))
         if group["ended"] != "done":
             found.append(f"{name}: {group['ended']} {group['reason']}".rstrip())

@@ -97,11 +97,8 @@ def mesh_of(devices: int) -> Mesh | None:
 
 def arguments(model: Model, data: Data, mesh: Mesh | None) -> tuple[Any, Any]:
     """Return a model's parameters and inputs, placed on the mesh."""
-    params, xs = (
-        model.pack(cast(data.weights, data.row.dtype)),
-        jnp.asarray(data.xs, data.row.dtype),
-    )
-    return placed(params, xs, mesh)
+    params = model.pack(cast(data.weights, data.row.dtype))
+    return placed(params, jnp.asarray(data.xs, data.row.dtype), mesh)
 
 
 def placed(params: Any, xs: Any, mesh: Mesh | None) -> tuple[Any, Any]:

@@ -19,9 +19,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("bench")
-    sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("bench")
 
 
 def part(name):

@@ -2,19 +2,13 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("compile_for.h200")
-    sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("compile_for.h200")
 
 
 def main(*argv):

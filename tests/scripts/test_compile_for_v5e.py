@@ -25,9 +25,7 @@ LH: loop header
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("compile_for.v5e")
-    sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("compile_for.v5e")
 
 
 def test_bundles_are_counted_by_the_depth_of_their_loop(script):

@@ -1,8 +1,6 @@
 """The reading of the HLO text of compiled programs."""
 
 import importlib
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,6 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 TEXT = """\
 HloModule jit_f, is_scheduled=true
@@ -54,9 +50,7 @@ ENTRY %main (a: f32[12,128]) -> f32[12,128] {
 
 @pytest.fixture(scope="module")
 def hlo():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("benchmarks.hlo")
-    sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("benchmarks.hlo")
 
 
 def test_instructions(hlo):
