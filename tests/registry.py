@@ -194,7 +194,6 @@ def slow_unless(quick: bool, *values: Any) -> Any:
     return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
 
-each_cell = pytest.mark.parametrize("name", CELLS)
 # The kinds, of which the quick run takes the first.
 each_kind_in_time = pytest.mark.parametrize(
     "name", [slow_unless(name == KINDS[0], name) for name in KINDS]
@@ -263,8 +262,7 @@ def _draw(name: str, batch_shape: tuple[int, ...], steps: int) -> Problem:
     params = jax.tree.map(perturbed, cell.init(jax.random.key(0)))
     state = jax.tree.map(perturbed, cell.initial_state(params, batch_shape))
     xs = jax.tree.map(draw, cell.input_spec)
-    weights = cell.prepare(jax.tree.map(jnp.asarray, params))
-    y = cell.readout(weights, state)
+    y = jax.eval_shape(lambda p, s: cell.readout(cell.prepare(p), s), params, state)
     ys = jax.tree.map(lambda a: np.zeros((steps, *a.shape), a.dtype), y)
     cotangents = jax.tree.map(lambda a: noise(a) if is_inexact(a) else None, (state, ys))
     return Problem(params, xs, state, cotangents)

@@ -28,7 +28,7 @@ SIZES = [(BATCH, STEPS), ((2,), 3)]
 EXACT = 1e-12
 
 # Of each kind one, and others of the library that differ in the classes of params and state.
-QUICK = {"counted", "embedding"}
+QUICK = {"counted"}
 
 
 def classes(tree: Any) -> set[type]:

@@ -10,7 +10,14 @@ import pytest
 import jax_bptt as jb
 from tests.core.jaxprs import equations
 from tests.reference import is_inexact, pair
-from tests.registry import CELLS, assert_close, each_cell_in_time, expected, problem, slow_unless
+from tests.registry import (
+    CELLS,
+    assert_close,
+    each_cell_in_less_time,
+    expected,
+    problem,
+    slow_unless,
+)
 
 EPS = {dtype: float(jnp.finfo(dtype).eps) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)}
 OWN = ["elman_readout", "lstm_readout", "gru_readout", "gru_reset_before", "embedding"]
@@ -103,7 +110,7 @@ def test_a_thousand_steps_in_single_precision(name):
     assert_close(single, double, 1e-5)
 
 
-@each_cell_in_time
+@each_cell_in_less_time
 def test_nothing_narrows_under_x64(name):
     """A float32 intermediate in a float64 run would show as an error of 1e-8, or as a dtype."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(expected(name)) if is_inexact(leaf)}

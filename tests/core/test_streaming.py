@@ -136,7 +136,6 @@ def turns() -> list[tuple[str, str, str]]:
 QUICK = {
     ("lstm_readout", "layer", "bptt"),
     ("counted", "variational_dropout", "bptt_kept"),
-    ("peephole", "batch_major", "bptt_3"),
     ("elman_readout", "zoneout", "checkpointed"),
 }
 ROWS = sorted({*turns(), *QUICK})

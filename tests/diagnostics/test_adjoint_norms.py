@@ -31,6 +31,7 @@ def test_they_are_those_of_state_gradients(name):
     np.testing.assert_allclose(adjoint_norms(run, d_ys, d_last_state), norms(want, 2), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow_unless(name == "gru", name) for name in ("gru", "lstm")])
 def test_options(name):
     cell, p = CELLS[name].cell, problem(name, (3,), 5)

@@ -151,7 +151,7 @@ def test_a_random_network_against_a_loop():
     np.testing.assert_allclose(found.exponents.sum(), want.sum(), rtol=0.01)
 
 
-@pytest.mark.parametrize("name", [slow_unless(name == "multi_head", name) for name in CELLS])
+@pytest.mark.parametrize("name", [slow_unless(name == "elman", name) for name in CELLS])
 def test_every_cell_against_a_loop(name):
     """Each group's exponents by a loop over its Jacobians; those of the run are their union."""
     p, cell = problem(name), CELLS[name].cell

@@ -60,6 +60,7 @@ def _arrays(tree):
     return jax.tree.map(jnp.asarray, tree)
 
 
+@pytest.mark.slow
 def test_options():
     """Beyond the length zero, where held what passes by, and nothing across a reset."""
     cell = jb.elman(2, 3)

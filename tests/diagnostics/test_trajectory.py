@@ -14,7 +14,7 @@ from tests.registry import BATCH, CELLS, STEPS, assert_close, problem, slow_unle
 
 TOLERANCE = 1e-12  # relative, float64
 each_cell = pytest.mark.parametrize(
-    "name", [slow_unless(name in ("lstm_readout", "counted"), name) for name in CELLS]
+    "name", [slow_unless(name == "lstm_readout", name) for name in CELLS]
 )
 
 
@@ -79,6 +79,7 @@ def test_jacobians_are_the_matrices_of_push(name):
     np.testing.assert_allclose(vector, want, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_options():
     """Beyond the length and where held the Jacobian is the identity, across a reset zero."""
     cell = jb.gru(2, 3)

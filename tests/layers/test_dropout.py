@@ -332,8 +332,7 @@ def test_the_masks_have_the_rate_and_the_scale():
     xs, n = np.ones((40, 10, 100)), 40_000
     ys = np.asarray(jb.dropout(rate=RATE).apply((), xs, key=key())[1])
     assert set(np.unique(ys)) == {0.0, 1 / KEEP}
-    deviation = np.sqrt(RATE * KEEP / n)
-    assert abs((ys == 0).mean() - RATE) < 4 * deviation
+    assert abs((ys == 0).mean() - RATE) < 4 * np.sqrt(RATE * KEEP / n)
     assert np.all(ys.any(axis=(1, 2))) and len({y.tobytes() for y in ys}) == 40, "one mask a step"
     zs = np.asarray(jb.variational_dropout(rate=RATE).apply((), xs, key=key())[1])
     assert np.all(zs == zs[0]) and len({z.tobytes() for z in zs[0]}) == 10, "one mask a sequence"

@@ -97,10 +97,7 @@ def agrees(name, instance):
 
 @pytest.mark.parametrize(
     ("layers", "count"),
-    [
-        pytest.param(*size, marks=[] if size in [(1, 3), (3, 7)] else [pytest.mark.slow])
-        for size in SIZES
-    ],
+    [pytest.param(*size, marks=[] if size == (1, 3) else [pytest.mark.slow]) for size in SIZES],
 )
 def test_model_is_forward_mode(layers, count):
     agrees("jax_bptt", tiny(layers, count))

@@ -63,6 +63,7 @@ def test_batches_are_drawn_anew_at_every_step_and_the_same_at_the_same_step():
     assert not np.array_equal(first[0], inputs(0, 1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_row, shape", [(True, (8, 8)), (False, (64, 1))])
 def test_digits_are_read_in_order_and_split_without_overlap(by_row, shape):
     from sklearn.datasets import load_digits

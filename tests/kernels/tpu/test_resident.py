@@ -109,18 +109,10 @@ def check(case, tolerance, interpret: Any = True):
         assert distance(a, b) <= tolerance
 
 
-@pytest.mark.parametrize(
-    "name, dtype, flagged",
-    [
-        slow_unless(
-            (name, dtype, flagged) == ("lstm", jnp.float32, True),
-            *(name, dtype, flagged),
-        )
-        for name in CELLS
-        for dtype in TOLERANCE
-        for flagged in (False, True)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", CELLS)
 def test_equals_scan(name, dtype, flagged):
     check(make_case(CELLS[name], dtype, 3, 5, 6, flagged), TOLERANCE[dtype])
 
