@@ -57,6 +57,7 @@ def parser() -> Parser:
     add("--cells", type=names(known), default=["lstm", "gru", "elman"], metavar="A,B,..")
     add("--moments", action="store_true", help="the first cell before, halfway and after training")
     add("--checkpoint", type=Path, metavar="DIR", help="of train.py, in place of training here")
+    add("--text", nargs="+", metavar="FILE", help="that a checkpoint of chars was trained on")
     add("--watch", type=Path, metavar="DIR", help="of train.py --telemetry")
     add("--once", action="store_true", help="with --watch: write the page once, and end")
     add("--length", type=positive, default=50, help="steps of a sequence, default 50")
@@ -88,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def studied(args: Namespace, footer: str) -> str:
     """Return the page on networks that are trained here, or that were saved."""
-    saved = args.checkpoint
-    looked = list(looks.of_checkpoint(saved) if saved else looks.of_training(args))
+    looked = list(looks.of_checkpoint(args) if args.checkpoint else looks.of_training(args))
     drawn = {look.name: looks.pictures(look, f"look{k}-") for k, look in enumerate(looked)}
     parts: list[page.Section | str] = [summary(looked)]
     words = {look.name: page.words(look.report.in_words()) for look in looked}
@@ -98,7 +98,7 @@ def studied(args: Namespace, footer: str) -> str:
         cells = {name: found[title] for name, found in drawn.items() if title in found}
         if cells:
             parts.append(page.Section(title, about, cells))
-    what = "a saved network" if saved else f"the {args.task} task"
+    what = "a saved network" if args.checkpoint else f"the {args.task} task"
     intro = f"The gradient of one batch of {what}, {looked[0].report.steps} steps long."
     return page.page(finding(looked), intro, parts, footer=footer)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from trainer import jobs, network, saved
+from trainer.errors import require
 
 import jax_bptt as jb
 from flow import page
@@ -57,12 +58,18 @@ def moments(job: jobs.Job, args: argparse.Namespace, at: tuple[int, ...]) -> Ite
             yield jax.tree.map(jnp.array, progress.learner.params)
 
 
-def of_checkpoint(folder: Path) -> Iterator[Look]:
+def of_checkpoint(args: argparse.Namespace) -> Iterator[Look]:
     """Yield a look for each layer of a network that train.py has saved."""
-    sizes, _, params, record = saved.load(str(folder))
+    sizes, _, params, record = saved.load(str(args.checkpoint))
     if sizes.watched:
         params = tuple(each.cell for each in params)
-    job = jobs.job_of(argparse.Namespace(**record["settings"]))
+    # Of a text its fingerprint is saved, and not where it is.
+    told = record["settings"] | {"text": args.text, "order": 1}
+    job = jobs.job_of(argparse.Namespace(**told))
+    require(
+        job.fingerprint == record["settings"].get("text"),
+        f"{args.checkpoint} is of another text, {record['settings'].get('text')}: give it by --text",
+    )
     job = job._replace(network=sizes._replace(watched=False))
     with jax.enable_x64(sizes.precision == "float64"):
         params = jax.tree.map(jnp.asarray, params)

@@ -105,6 +105,29 @@ def test_a_run_of_the_trainer(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("job", ["chars", "digits"])
+def test_a_checkpoint_of_each_kind_of_job(job, tmp_path, monkeypatch, capsys):
+    """Of a text its checkpoint has a digest: the files are named again."""
+    for module in ("orbax.checkpoint", "sklearn"):
+        pytest.importorskip(module)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    saved, out, text = (str(tmp_path / name) for name in ("saved", "page.html", "text"))
+    Path(text).write_text("to be or not to be, that is the question. " * 200)
+    named = ["--text", text] if job == "chars" else []
+    argv = [*"--hidden 4 --batch 4 --steps 2 --checkpoint".split(), saved, *named]
+    if job == "chars":
+        argv += "--window 10 --order 1".split()
+    assert main("train", [job, *argv]) == 0
+    look = ["--checkpoint", saved, "--output", out]
+    assert main("gradient_flow", [*look, *named]) == 0
+    assert len(check(Path(out).read_text())) >= 6
+    if job == "chars":
+        with pytest.raises(SystemExit):
+            main("gradient_flow", look)
+        assert "is of another text" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_that_is_watched(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     out = tmp_path / "page.html"
