@@ -65,9 +65,10 @@ def of_checkpoint(args: argparse.Namespace) -> Iterator[Look]:
     # Of a text its fingerprint is saved, and not where it is.
     told = record["settings"] | {"text": args.text, "order": 1}
     job = jobs.job_of(argparse.Namespace(**told))
+    text = record["settings"].get("text")
     require(
-        job.fingerprint == record["settings"].get("text"),
-        f"{args.checkpoint} is of another text, {record['settings'].get('text')}: give it by --text",
+        job.fingerprint == text,
+        f"{args.checkpoint} is of another text, {text}: name its files by --text",
     )
     job = job._replace(network=sizes._replace(watched=False))
     with jax.enable_x64(sizes.precision == "float64"):
