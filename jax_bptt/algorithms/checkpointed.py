@@ -272,7 +272,7 @@ def _write(tree: PyTree, steps: PyTree, at: Any) -> PyTree:
     return jax.tree.map(lambda a, s: lax.dynamic_update_slice_in_dim(a, s, at, 0), tree, steps)
 
 
-def _moved(state: PyTree, space: jax.memory.Space) -> PyTree:
+def _moved(state: PyTree, space: Any) -> PyTree:
     return jax.tree.map(lambda a: jax.device_put(a, space), state)
 
 
