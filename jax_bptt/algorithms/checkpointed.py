@@ -250,6 +250,7 @@ def _backward(cell: Cell, saved: Saved, lam: PyTree, d_ys: PyTree) -> Gradient:
         d_xs = _write(d_xs, d_x, at)
     carry = None if straight else slots, total, d_xs
     if plan.blocks:
+        # Parked states lie as time does, and are not copied to be turned round.
         from_last = jax.tree.map(lambda a: a[::-1], actions)
         carry, _ = lax.scan(block, carry, (from_last, parked), reverse=True)
     _, total, d_xs = carry
